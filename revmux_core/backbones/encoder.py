@@ -1,0 +1,91 @@
+"""Encoders with a sequence classification head: BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from revmux_core.backbones.base import UnsupportedModelError
+
+# `model_type` of the configuration -> attribute of the classifier that holds the encoder. MiniLM checkpoints are BERT
+# or XLM-R by their configuration.
+_FAMILIES = {
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "electra": "electra",
+    "distilbert": "distilbert",
+}
+
+
+class EncoderBackbone:
+    """`...ForSequenceClassification` of an encoder family, run layer by layer.
+
+    It calls the model's own modules with the masks that the model itself would build, so running all layers gives
+    bit for bit the logits of the untouched model on the same padded batch.
+
+    Raises `UnsupportedModelError` for other families, and for a head whose task is not single-label classification.
+    """
+
+    padding_side = "right"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config: Any = model.config
+        family = _FAMILIES.get(config.model_type)
+        if family is None or not hasattr(model, family) or not hasattr(model, "classifier"):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not supported: bring a sequence classifier of one of "
+                f"{', '.join(sorted(_FAMILIES))}"
+            )
+        if config.problem_type not in (None, "single_label_classification") or len(config.id2label) < 2:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} with {len(config.id2label)} labels and problem type {config.problem_type} is "
+                "not supported: only single-label classification with at least two labels is"
+            )
+        self.model = model
+        # Families differ in what their modules are called with, which their common base class does not type.
+        self._encoder: Any = getattr(model, family)
+        self._family = config.model_type
+        stack = self._encoder.transformer if family == "distilbert" else self._encoder.encoder
+        self._layers = stack.layer
+        self.num_layers = len(self._layers)
+        self.hidden_size = config.hidden_size
+        names = {module: name for name, module in model.named_modules()}
+        self.lora_targets = [names[m] for m in self._layers.modules() if isinstance(m, nn.Linear)]
+        heads = [getattr(self._encoder, "pooler", None), getattr(model, "pre_classifier", None), model.classifier]
+        self.head_modules = [names[module] for module in heads if module is not None]
+        # RoBERTa counts positions from padding_idx + 1, so its table is longer than the texts it can hold.
+        offset = config.pad_token_id + 1 if family == "roberta" else 0
+        self.max_tokens = config.max_position_embeddings - offset
+
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Tensor:
+        if self._family == "distilbert":
+            return self._encoder.embeddings(ids)
+        hidden = self._encoder.embeddings(input_ids=ids, token_type_ids=type_ids)
+        if hasattr(self._encoder, "embeddings_project"):
+            hidden = self._encoder.embeddings_project(hidden)
+        return hidden
+
+    def run(self, hidden: Tensor, mask: Tensor, lo: int, hi: int) -> Tensor:
+        attention_mask = create_bidirectional_mask(
+            config=self._encoder.config, inputs_embeds=hidden, attention_mask=mask
+        )
+        for layer in self._layers[lo:hi]:
+            hidden = layer(hidden, attention_mask)
+        return hidden
+
+    def pool(self, hidden: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+        return hidden[rows, 0]
+
+    def head(self, pooled: Tensor) -> Tensor:
+        model: Any = self.model
+        if self._family == "bert":
+            return model.classifier(model.dropout(self._encoder.pooler(pooled.unsqueeze(1))))
+        if self._family == "distilbert":
+            return model.classifier(model.dropout(torch.relu(model.pre_classifier(pooled))))
+        return model.classifier(pooled.unsqueeze(1))

@@ -1,0 +1,70 @@
+"""The engine alone: sequences a second at every width, measured in turn so that a noisy machine hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from revmux_core.bundle import Bundle
+from revmux_core.offline import run_all
+from revmux_core.plan import Tokens
+
+# Sentences written for this project, as long as those of SST-2's development set: mean 25 word pieces.
+SAMPLE_TEXTS = Path(__file__).parent / "sample_texts.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One width's speed. `speedup` is over width 1, the median of the rounds' own ratios; `ideal_speedup` is that of
+    the layer compute alone (`OperatingPoint.ideal_speedup`)."""
+
+    width: int
+    prefill: int
+    sequences_per_second: float
+    speedup: float
+    ideal_speedup: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_speed(
+    bundle: Bundle,
+    samples: Sequence[Tokens],
+    widths: Sequence[int],
+    rounds: int,
+    batch_tokens: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Speed]:
+    """Classifies all `samples` once per round and width, tokens to logits, in batches of `batch_tokens` padded tokens.
+
+    Rounds go through the widths in turn (A B A B); width 1 is always among them, since the others are compared with
+    it. A first round that warms up is not counted. `progress` is called after every round.
+
+    Raises `RevmuxError` for a width that the bundle lacks.
+    """
+    classifier = bundle.classifier
+    points = [bundle.point(width) for width in sorted({1, *widths})]
+    seconds: dict[int, list[float]] = {point.width: [] for point in points}
+    for turn in range(rounds + 1):
+        for point in points:
+            started = time.perf_counter()
+            run_all(classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
+            if turn:
+                seconds[point.width].append(time.perf_counter() - started)
+        progress()
+    layers = classifier.backbone.num_layers
+    return [
+        Speed(
+            width=point.width,
+            prefill=point.prefill,
+            sequences_per_second=len(samples) / statistics.median(seconds[point.width]),
+            speedup=statistics.median(plain / own for plain, own in zip(seconds[1], seconds[point.width], strict=True)),
+            ideal_speedup=point.ideal_speedup(layers),
+        )
+        for point in points
+    ]

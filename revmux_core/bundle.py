@@ -1,0 +1,311 @@
+"""A bundle: everything that serving needs beside the frozen base weights, in one folder of safetensors and JSON.
+
+bundle.json                  the manifest: names, labels, points, how it was trained, what it measured, all hashes
+backbone/                    configuration and tokenizer of the base model
+task/                        LoRA weights and head, where the task was tuned here (PEFT's own format)
+adapters/POINT.safetensors   the multiplexer of one operating point
+README.md                    the model card, written from the manifest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from revmux_core.backbones import view
+from revmux_core.base_model import BaseModelError, find_base, sha256
+from revmux_core.classifier import MuxClassifier
+from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing import ReversibleMultiplexer
+from revmux_core.offline import BATCH_TOKENS, Prediction, run_all
+from revmux_core.points import OperatingPoint
+from revmux_core.tokenization import Tokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+BUILT_IN = Path(__file__).parent / "bundles"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+class BundleError(RevmuxError):
+    """A bundle that cannot be served; the message is one sentence that says why."""
+
+
+class BaseEntry(BaseModel):
+    """The frozen base model: its name, and the SHA-256 of its `model.safetensors`."""
+
+    model_id: str
+    sha256: str
+
+
+class PointEntry(BaseModel):
+    """One multiplexed operating point and the file that holds its adapters."""
+
+    width: int
+    prefill: int
+    upper: tuple[int, ...]
+    method: Literal["revmux"] = "revmux"
+    file: str
+
+    @property
+    def point(self) -> OperatingPoint:
+        return OperatingPoint(self.width, self.prefill, self.upper)
+
+
+class Manifest(BaseModel):
+    """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    base: BaseEntry
+    labels: list[str]
+    max_tokens: int
+    num_layers: int
+    tuned: bool
+    adapters: list[PointEntry]
+    training: dict[str, Any]
+    measured: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+    @property
+    def points(self) -> list[OperatingPoint]:
+        """The multiplexed points."""
+        return [entry.point for entry in self.adapters]
+
+    def digest(self) -> str:
+        """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded bundle, ready to classify."""
+
+    manifest: Manifest
+    classifier: MuxClassifier
+    tokenizer: Tokenizer
+
+    def point(self, width: int | None = None) -> OperatingPoint:
+        """The operating point of a width; the widest where none is named. Raises `RevmuxError` for an unknown width."""
+        points = {point.width: point for point in self.classifier.points}
+        if width is None:
+            width = max(points)
+        if width not in points:
+            raise RevmuxError(f"bundle {self.manifest.name} has the widths {sorted(points)}, not {width}")
+        return points[width]
+
+    def classify(self, texts: Sequence[str | tuple[str, str]], width: int | None = None) -> list[Prediction]:
+        """Answers texts, or pairs of texts, in order, at a mux width (the widest by default).
+
+        The same list gives the same answers again on the same machine. Raises `RevmuxError` for an unknown width.
+        """
+        if not texts:
+            return []
+        point = self.point(width)
+        samples = self.tokenizer([(text, None) if isinstance(text, str) else text for text in texts])
+        logits, widths = run_all(self.classifier, samples, point, self.tokenizer.pad_id, BATCH_TOKENS)
+        return [
+            Prediction(self.manifest.labels[int(probs.argmax())], probs.tolist(), used)
+            for probs, used in zip(logits.softmax(dim=-1), widths, strict=True)
+        ]
+
+
+def load_bundle(
+    name_or_path: str | Path,
+    base: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Loads a bundle by folder, or by the name of a built-in one, and checks every hash.
+
+    The base model is looked for at `base` (a folder), as `find_base` describes.
+
+    Raises `BundleError` for a bundle that is missing, truncated, altered or too new, or whose base cannot be found.
+    """
+    folder = resolve_bundle(name_or_path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    try:
+        found = find_base(manifest.base.model_id, base)
+    except BaseModelError as error:
+        raise BundleError(f"bundle {manifest.name}: {error}") from error
+    if sha256(found.weights) != manifest.base.sha256:
+        raise BundleError(
+            f"bundle {manifest.name} was trained on other weights than {found.weights}: its SHA-256 is not "
+            f"{manifest.base.sha256}"
+        )
+    try:
+        model = load_model(found.folder, folder / "backbone", manifest.labels)
+        if manifest.tuned:
+            model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
+        multiplexers = {entry.point: _read_adapters(folder / entry.file, entry, model) for entry in manifest.adapters}
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
+    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error
+    classifier = MuxClassifier(view(model), multiplexers).to(device=device, dtype=dtype)
+    return Bundle(manifest, classifier, tokenizer)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle folder. Raises `BundleError` when it is missing, damaged or too new."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is truncated or not JSON: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}, newer than {FORMAT_VERSION}, the newest known here: "
+            "upgrade revmux-server"
+        )
+    digest = content.pop("digest", None) if isinstance(content, dict) else None
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path} is not a valid manifest: {where}: {first['msg']}") from error
+    if manifest.digest() != digest:
+        raise BundleError(f"{path} was altered after it was saved: its digest does not match")
+    return manifest
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    name: str,
+    base: BaseEntry,
+    labels: list[str],
+    max_tokens: int,
+    source: Path,
+    task: PeftModel | None,
+    multiplexers: Mapping[OperatingPoint, nn.Module],
+    num_layers: int,
+    training: dict[str, Any],
+) -> Manifest:
+    """Writes a bundle. `source` is the base model's folder, `task` its LoRA model where the task was tuned here.
+
+    Adapters are stored in float16: half the size, and far below the noise that partners add. What the bundle measured
+    is added later, by `record_measurements`, on the weights as they are stored.
+    """
+    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.from_pretrained(source)
+    config.save_pretrained(folder / "backbone")
+    for file in _TOKENIZER_FILES:
+        (folder / "backbone" / file).write_bytes((source / file).read_bytes())
+    files = ["backbone/config.json", *(f"backbone/{file}" for file in _TOKENIZER_FILES)]
+    if task is not None:
+        # PEFT would record the local path that the base was loaded from.
+        task.peft_config["default"].base_model_name_or_path = base.model_id
+        task.save_pretrained(str(folder / "task"), safe_serialization=True)
+        (folder / "task" / "README.md").unlink(missing_ok=True)
+        files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
+    entries = []
+    for point, multiplexer in sorted(multiplexers.items()):
+        file = f"adapters/{point.name}.safetensors"
+        tensors = {key: value.detach().to("cpu", torch.float16) for key, value in multiplexer.state_dict().items()}
+        save_file(tensors, folder / file)
+        entries.append(PointEntry(width=point.width, prefill=point.prefill, upper=point.upper, file=file))
+        files.append(file)
+    manifest = Manifest(
+        name=name,
+        base=base,
+        labels=labels,
+        max_tokens=max_tokens,
+        num_layers=num_layers,
+        tuned=task is not None,
+        adapters=entries,
+        training=training,
+        files={file: sha256(folder / file) for file in files},
+    )
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:
+    """Stores what was measured on the saved bundle in its manifest and returns that."""
+    manifest = read_manifest(folder).model_copy(update={"measured": measured})
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def load_model(weights: Path, config: Path, labels: list[str]) -> PreTrainedModel:
+    """The sequence classifier in float32 from the folder `weights`, shaped by the configuration in `config`.
+
+    A head that the weights lack is initialised at random and must be tuned or loaded before use. Raises `ValueError`
+    when anything else is missing.
+    """
+    names = dict(enumerate(labels))
+    settings = AutoConfig.from_pretrained(config, id2label=names, label2id={name: i for i, name in names.items()})
+    # The weights' report of a missing head is expected here, and what may be missing is checked below.
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            weights, config=settings, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+    finally:
+        logger.setLevel(level)
+    heads = tuple(f"{name}." for name in view(model).head_modules)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
+    if missing or info["mismatched_keys"]:
+        raise ValueError(f"the weights in {weights} lack {', '.join(missing) or info['mismatched_keys']}")
+    return model
+
+
+def resolve_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle, by path or built-in name. Raises `BundleError` when there is none."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    built_in = BUILT_IN / str(name_or_path)
+    if folder.name == str(name_or_path) and built_in.is_dir():
+        return built_in
+    known = ", ".join(sorted(path.parent.name for path in BUILT_IN.glob(f"*/{MANIFEST}")))
+    raise BundleError(f"there is no bundle {name_or_path}: name a folder or a built-in bundle ({known or 'none'})")
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    named = {entry.file for entry in manifest.adapters} | {f"backbone/{file}" for file in _TOKENIZER_FILES}
+    named |= {"backbone/config.json"}
+    if manifest.tuned:
+        named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
+    for file in sorted(named | manifest.files.keys()):
+        path = folder / file
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
+        if not path.is_file():
+            raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
+        if sha256(path) != manifest.files.get(file):
+            raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
+
+
+def _read_adapters(path: Path, entry: PointEntry, model: PreTrainedModel) -> ReversibleMultiplexer:
+    multiplexer = ReversibleMultiplexer(entry.width, model.config.hidden_size)
+    multiplexer.load_state_dict(load_file(path))
+    return multiplexer
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = manifest.model_dump(mode="json") | {"digest": manifest.digest()}
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)

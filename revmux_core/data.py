@@ -1,0 +1,146 @@
+"""Reads labelled or unlabelled text: TSV, CSV, JSON lines, Parquet, or plain text with a line a sample."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revmux_core.errors import RevmuxError
+
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "question")
+LABEL_COLUMNS = ("label", "category")
+
+
+class DataError(RevmuxError):
+    """A data file that cannot be read as asked; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text, or a pair of them, with its label as the file spells it (None where the file has no labels)."""
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+
+
+def read_examples(
+    path: str | Path,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> list[Example]:
+    """Reads a file by its suffix: .tsv, .csv, .jsonl/.json (one object a line), .parquet, .txt.
+
+    TSV is raw tab-separated text: a quotation mark is a character like any other. Without `text_column` and
+    `label_column` the well-known names are looked for (`TEXT_COLUMNS`, `LABEL_COLUMNS`); a pair is read only when
+    `pair_column` names it.
+
+    Raises `DataError` for a missing or empty file, an unknown suffix, a malformed row, or a column that is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    rows = _rows(path)
+    if not rows:
+        raise DataError(f"{path} holds no samples")
+    columns = list(rows[0])
+    text_column = _column(path, columns, text_column, TEXT_COLUMNS, "--text-column")
+    if pair_column is not None:
+        _column(path, columns, pair_column, (), "--pair-column")
+    if label_column is not None:
+        _column(path, columns, label_column, (), "--label-column")
+    else:
+        label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    return [
+        Example(
+            text=_cell(path, number, row, text_column),
+            pair=None if pair_column is None else _cell(path, number, row, pair_column),
+            label=None if label_column is None else _cell(path, number, row, label_column),
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def label_ids(examples: Sequence[Example], labels: Sequence[str]) -> list[int] | None:
+    """The class index of every example, or None where none has a label.
+
+    A label may be spelt as its name or as its index into `labels`. Raises `DataError` for any other.
+    """
+    if all(example.label is None for example in examples):
+        return None
+    known = {str(index): index for index in range(len(labels))} | {name: i for i, name in enumerate(labels)}
+    ids = []
+    for number, example in enumerate(examples, start=1):
+        index = None if example.label is None else known.get(example.label)
+        if index is None:
+            raise DataError(f"sample {number} has label {example.label!r}, which is none of {', '.join(labels)}")
+        ids.append(index)
+    return ids
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return _parquet(path)
+        # newline="" leaves line ends inside quoted CSV cells to the reader.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if suffix == ".tsv":
+                return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+            if suffix == ".csv":
+                return list(csv.DictReader(file))
+            if suffix in (".jsonl", ".json"):
+                return _json_lines(path, file)
+            if suffix == ".txt":
+                return [{"text": line.rstrip("\r\n")} for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    raise DataError(f"{path}: unknown format {suffix!r}; use .tsv, .csv, .jsonl, .parquet or .txt")
+
+
+def _json_lines(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("reading Parquet needs pyarrow: pip install 'revmux-server[train]'") from error
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _column(path: Path, columns: list[str], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+    if wanted is None:
+        wanted = next((name for name in usual if name in columns), None)
+    if wanted is None or wanted not in columns:
+        raise DataError(f"{path} has the columns {', '.join(columns)}: name one with {flag}")
+    return wanted
+
+
+def _cell(path: Path, number: int, row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise DataError(f"{path}, sample {number} has no {column!r}")
+    return str(value)

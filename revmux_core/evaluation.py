@@ -1,0 +1,110 @@
+"""How right multiplexed answers are, how often they are the plain model's, and how far partners decide them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revmux_core.bundle import Bundle
+from revmux_core.errors import RevmuxError
+from revmux_core.offline import BATCH_TOKENS, run_all, run_plan
+from revmux_core.plan import Group, MuxPlan, Tokens
+from revmux_core.points import OperatingPoint
+from revmux_core.training.batches import length_grouped_batches
+
+# As in training, so that partners are as similar in length as there; a multiple of every power-of-two width.
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Shares of samples, over `draws` reshuffles of partners; accuracies are None without labels.
+
+    `agreement` is with the plain path's label. `partner_sensitivity` is the share of samples whose label was not the
+    same in every draw.
+    """
+
+    width: int
+    prefill: int
+    samples: int
+    draws: int
+    plain_accuracy: float | None
+    accuracy: float | None
+    accuracy_worst: float | None
+    agreement: float
+    agreement_worst: float
+    partner_sensitivity: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(
+    bundle: Bundle,
+    samples: Sequence[Tokens],
+    labels: Sequence[int] | None,
+    width: int,
+    draws: int = 10,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Answers every sample `draws` times at `width`, each time with other partners of similar length.
+
+    Every sample is answered from a full composite: where the last one lacks members, samples that already have their
+    answer fill it and are not counted again. `progress` is called after every draw.
+
+    Raises `RevmuxError` for fewer samples than `width`, no draws, or a width that the bundle lacks.
+    """
+    if draws < 1:
+        raise RevmuxError("at least one draw is needed")
+    if len(samples) < width:
+        raise RevmuxError(f"width {width} needs at least {width} samples, got {len(samples)}")
+    point = bundle.point(width)
+    plain = _plain_labels(bundle, samples)
+    answers = torch.empty(draws, len(samples), dtype=torch.long)
+    for draw in range(draws):
+        answers[draw] = _draw_labels(bundle, samples, point, seed, draw)
+        progress()
+    truth = None if labels is None else torch.tensor(labels)
+    agreement = (answers == plain).double().mean(dim=1)
+    accuracy = None if truth is None else (answers == truth).double().mean(dim=1)
+    return Evaluation(
+        width=width,
+        prefill=point.prefill,
+        samples=len(samples),
+        draws=draws,
+        plain_accuracy=None if truth is None else float((plain == truth).double().mean()),
+        accuracy=None if accuracy is None else float(accuracy.mean()),
+        accuracy_worst=None if accuracy is None else float(accuracy.min()),
+        agreement=float(agreement.mean()),
+        agreement_worst=float(agreement.min()),
+        partner_sensitivity=float((answers != answers[0]).any(dim=0).double().mean()),
+    )
+
+
+def _plain_labels(bundle: Bundle, samples: Sequence[Tokens]) -> Tensor:
+    classifier = bundle.classifier
+    logits, _ = run_all(classifier, samples, classifier.plain, bundle.tokenizer.pad_id, BATCH_TOKENS)
+    return logits.argmax(dim=-1)
+
+
+def _draw_labels(bundle: Bundle, samples: Sequence[Tokens], point: OperatingPoint, seed: int, draw: int) -> Tensor:
+    """The label of every sample, `[S]`, for one draw of partners."""
+    labels = torch.empty(len(samples), dtype=torch.long)
+    lengths = [len(sample) for sample in samples]
+    generator = np.random.default_rng((seed, draw, len(samples)))
+    for batch in length_grouped_batches(lengths, _BATCH, seed, draw):
+        answered = len(batch)
+        tail = answered % point.width
+        if tail:
+            others = np.setdiff1d(np.arange(len(samples)), batch[-tail:])
+            batch = batch + generator.choice(others, point.width - tail, replace=False).tolist()
+        plan = MuxPlan((Group(point, tuple(range(len(batch)))),))
+        logits = run_plan(bundle.classifier, [samples[i] for i in batch], plan, bundle.tokenizer.pad_id)
+        labels[batch[:answered]] = logits.argmax(dim=-1)[:answered]
+    return labels

@@ -1,0 +1,63 @@
+"""Operating points: the unit that is trained, measured, planned and served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OperatingPoint:
+    """How a sample travels through the backbone.
+
+    `width` samples share one composite (N of the paper) after `prefill` layers (l) were run on each alone; the layers
+    in `upper` then run once for all of them. Plain inference is the point with width 1 whose prefill is every layer.
+
+    Raises `ValueError` for a width below 1, a negative prefill, or upper layers that are not ascending and above the
+    prefill.
+    """
+
+    width: int
+    prefill: int
+    upper: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+        if self.prefill < 0:
+            raise ValueError(f"prefill must be at least 0, got {self.prefill}")
+        if list(self.upper) != sorted(set(self.upper)) or any(layer < self.prefill for layer in self.upper):
+            raise ValueError(f"upper layers must ascend from the prefill depth {self.prefill}, got {self.upper}")
+
+    @classmethod
+    def plain(cls, num_layers: int) -> OperatingPoint:
+        """The untouched model: width 1, every layer run on every sample alone."""
+        return cls(width=1, prefill=num_layers, upper=())
+
+    @classmethod
+    def mux(cls, width: int, prefill: int, num_layers: int) -> OperatingPoint:
+        """The paper's point: `width` samples share all layers from `prefill` to the top."""
+        if not 0 <= prefill < num_layers:
+            raise ValueError(f"prefill must be from 0 to {num_layers - 1} for a model of {num_layers} layers")
+        return cls(width=width, prefill=prefill, upper=tuple(range(prefill, num_layers)))
+
+    @property
+    def is_plain(self) -> bool:
+        return self.width == 1
+
+    @property
+    def name(self) -> str:
+        """A file-system friendly name: `n2-l3-u3.4.5` is width 2, prefill 3, upper layers 3, 4 and 5."""
+        upper = ".".join(map(str, self.upper))
+        return f"n{self.width}-l{self.prefill}" + (f"-u{upper}" if upper else "")
+
+    def runs(self, layer: int) -> bool:
+        """Whether samples of this point pass through `layer`, alone or in a composite."""
+        return layer < self.prefill or layer in self.upper
+
+    def ideal_cost(self, num_layers: int) -> float:
+        """Layer compute per sample as a share of plain inference: `(l + |upper| / N) / L` (arXiv 2410.04519)."""
+        return (self.prefill + len(self.upper) / self.width) / num_layers
+
+    def ideal_speedup(self, num_layers: int) -> float:
+        """Plain layer compute over this point's; adapters and host work are not counted, so it is a ceiling."""
+        return 1.0 / self.ideal_cost(num_layers)

@@ -1,0 +1,167 @@
+"""From a Hugging Face model and a data file to a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from revmux_core.backbones import view
+from revmux_core.base_model import BaseModel, find_base, sha256
+from revmux_core.bundle import BaseEntry, load_model, save_bundle
+from revmux_core.data import Example, label_ids
+from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing import ReversibleMultiplexer
+from revmux_core.points import OperatingPoint
+from revmux_core.tokenization import Tokenizer
+from revmux_core.training.adapters import train_adapters
+from revmux_core.training.cache import compute_states
+from revmux_core.training.loop import Schedule, default_precision
+from revmux_core.training.losses import LossWeights
+from revmux_core.training.task import tune
+
+
+class TrainingError(RevmuxError):
+    """Training that cannot start as asked; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what training produces, beside the data.
+
+    `prefill` None is half the layers. `labels` names the classes of a bare encoder, in the order of their indices; a
+    classifier brings its own. `task` and `lora_rank` are used for a bare encoder only.
+    """
+
+    model: str
+    widths: tuple[int, ...]
+    prefill: int | None = None
+    labels: tuple[str, ...] = ()
+    max_tokens: int = 512
+    losses: LossWeights = field(default_factory=LossWeights)
+    adapters: Schedule = field(default_factory=lambda: Schedule(epochs=8, learning_rate=7e-4))
+    task: Schedule = field(default_factory=lambda: Schedule(epochs=2, learning_rate=8e-4))
+    lora_rank: int = 16
+    seed: int = 0
+    precision: str = "auto"
+
+
+def train(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    out: Path,
+    name: str,
+    base: Path | None = None,
+    device: torch.device | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Trains a bundle into the folder `out`; checkpoints and metrics go to `OUT.work` beside it.
+
+    A model that already classifies is frozen as it is; a bare encoder is first tuned on the labelled examples. The
+    same call after a kill goes on from the last checkpoint, and a fixed seed on one machine repeats the run.
+    `provenance` (the command, the data's name and licence) is stored as it is.
+
+    Raises `TrainingError` for settings that do not fit the model, the data or an earlier run in the same place, and
+    what `find_base` and `view` raise.
+    """
+    found = find_base(recipe.model, base)
+    labels, is_classifier = _labels(found, recipe, examples)
+    work = out.with_name(out.name + ".work")
+    _same_settings(work, recipe)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
+
+    torch.manual_seed(recipe.seed)
+    model = load_model(found.folder, found.folder, labels)
+    backbone = view(model)
+    nn.Module.to(model, device)
+    max_tokens = min(recipe.max_tokens, backbone.max_tokens)
+    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(found.folder), max_tokens)
+    samples = tokenizer([(example.text, example.pair) for example in examples])
+    targets = label_ids(examples, labels)
+    prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
+    points = [OperatingPoint.mux(width, prefill, backbone.num_layers) for width in sorted(set(recipe.widths))]
+    seconds = {}
+
+    task: PeftModel | None = None
+    if not is_classifier:
+        if targets is None:
+            raise TrainingError(f"{recipe.model} is a bare encoder: tuning it needs labelled text (--label-column)")
+        task, seconds["task"] = tune(
+            model,
+            samples,
+            targets,
+            recipe.task,
+            recipe.lora_rank,
+            work,
+            tokenizer.pad_id,
+            recipe.seed,
+            device,
+            precision,
+        )
+        # The merged copy is what gets frozen; the adapters apart are what the bundle stores.
+        task.save_pretrained(str(work / "task"), safe_serialization=True)
+        merged = PeftModel.from_pretrained(load_model(found.folder, found.folder, labels), str(work / "task"))
+        backbone = view(merged.merge_and_unload().to(device))
+
+    torch.manual_seed(recipe.seed)
+    multiplexers = {point: ReversibleMultiplexer(point.width, backbone.hidden_size) for point in points}
+    states = compute_states(backbone, samples, [prefill], work, tokenizer.pad_id, device, precision)
+    seconds["adapters"] = train_adapters(
+        backbone, multiplexers, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
+    )
+    save_bundle(
+        out,
+        name=name,
+        base=BaseEntry(model_id=recipe.model, sha256=sha256(found.weights)),
+        labels=labels,
+        max_tokens=max_tokens,
+        source=found.folder,
+        task=task,
+        multiplexers=multiplexers,
+        num_layers=backbone.num_layers,
+        training={
+            "recipe": asdict(recipe),
+            "samples": len(samples),
+            "precision": precision,
+            "device": device.type,
+            "seconds": {stage: round(value) for stage, value in seconds.items()},
+            **(provenance or {}),
+        },
+    )
+
+
+def _labels(found: BaseModel, recipe: Recipe, examples: Sequence[Example]) -> tuple[list[str], bool]:
+    """The class names, and whether the model already is a classifier."""
+    config = AutoConfig.from_pretrained(found.folder)
+    architectures = config.architectures or []
+    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+        if recipe.labels:
+            raise TrainingError(f"{recipe.model} is a classifier with its own labels: leave out --labels")
+        return [str(config.id2label[i]) for i in range(config.num_labels)], True
+    if recipe.labels:
+        return list(recipe.labels), False
+    names = {example.label for example in examples if example.label is not None}
+    if len(names) < 2:
+        raise TrainingError(f"{recipe.model} is a bare encoder: it needs text with at least two labels to be tuned on")
+    if all(name.isdigit() for name in names):
+        # Numbers are class indices; sorted as text, 10 would come before 2.
+        return [str(index) for index in range(max(map(int, names)) + 1)], False
+    return sorted(names), False
+
+
+def _same_settings(work: Path, recipe: Recipe) -> None:
+    """Refuses to go on from a checkpoint of other settings."""
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "recipe.json"
+    settings = json.loads(json.dumps(asdict(recipe)))
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise TrainingError(f"{work} holds a run with other settings: remove it, or name another --out")
+    path.write_text(json.dumps(settings, indent=1))
