@@ -1,0 +1,95 @@
+"""The device: one thread that owns the model and turns planned batches into scores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from revmux_core.batch import MuxBatch, collate
+from revmux_core.bundle import Bundle
+from revmux_core.plan import Group, MuxPlan, Tokens
+from revmux_core.points import OperatingPoint
+from server.batcher import Scores
+from server.settings import Settings, SettingsError
+
+WARM_UP_LENGTHS = (8, 32, 128)
+"""Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
+
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
+"""Where throughput stops growing with the batch, while latency goes on to."""
+
+
+class Engine:
+    """Runs batches on `device`, one after the other, in the order in which they were handed over.
+
+    Collation runs in the caller's thread, so that it overlaps with the batch that the device thread computes.
+    """
+
+    def __init__(self, bundle: Bundle, points: Sequence[OperatingPoint], device: torch.device) -> None:
+        self._bundle = bundle
+        self._points = points
+        self._device = device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
+
+    def run(self, samples: Sequence[Tokens], plan: MuxPlan) -> asyncio.Future[Scores]:
+        """Scores of `samples`. The future raises `FloatingPointError` where the model answered with NaN or infinity."""
+        batch = self._collate(samples, plan)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, batch)
+
+    def warm_up(self, max_batch_tokens: int) -> None:
+        """Runs every point at a few shapes, up to a full batch."""
+        sample = self._bundle.tokenizer([("warm", None)])[0]
+        for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
+            tokens = Tokens([sample.ids[0]] * length, None if sample.type_ids is None else [0] * length)
+            for point in self._points:
+                rows = max(max_batch_tokens // length // point.width, 1) * point.width
+                plan = MuxPlan((Group(point, tuple(range(rows))),))
+                self._thread.submit(self._infer, self._collate([tokens] * rows, plan)).result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _collate(self, samples: Sequence[Tokens], plan: MuxPlan) -> MuxBatch:
+        tokenizer = self._bundle.tokenizer
+        return collate(samples, plan, tokenizer.pad_id, self._bundle.classifier.backbone.padding_side)
+
+    def _infer(self, batch: MuxBatch) -> Scores:
+        start = time.perf_counter()
+        logits = self._bundle.classifier(batch.to(self._device)).float().cpu().numpy()
+        seconds = time.perf_counter() - start
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the model answered with NaN or infinity")
+        return Scores(logits.tolist(), activate(logits).tolist(), seconds)
+
+
+def activate(logits: np.ndarray) -> np.ndarray:
+    """Probabilities `[S, C]`: softmax, or the sigmoid of a model with a single label."""
+    if logits.shape[1] == 1:
+        return 1 / (1 + np.exp(-logits))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def resolve_device(settings: Settings) -> torch.device:
+    """The device to serve on. Raises `SettingsError` for one that this machine or this PyTorch lacks."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(settings.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SettingsError("device", f"{settings.device} cannot be used here: {reason}") from error
+    return device
+
+
+def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """Float32 on a CPU, where answers then equal the untouched model's; bfloat16 on a GPU, which is built for it."""
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]

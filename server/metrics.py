@@ -1,0 +1,91 @@
+"""Prometheus metrics. Base units, and label values from closed sets: no client can add a time series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from revmux_core.plan import MuxPlan
+from server.admission import Load
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_POWERS = tuple(2.0**n for n in range(15))
+
+
+class Metrics:
+    """One application's metrics, in a registry of its own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "revmux_requests", "Requests by path and HTTP status.", ["path", "status"], registry=registry
+        )
+        self.request_duration = Histogram(
+            "revmux_request_duration_seconds",
+            "Time from a request's headers to its whole answer.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_duration = Histogram(
+            "revmux_queue_duration_seconds",
+            "Time that an answered request waited for the device.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inference_duration = Histogram(
+            "revmux_inference_duration_seconds", "Compute time of a batch.", buckets=_SECONDS, registry=registry
+        )
+        self.inputs = Counter(
+            "revmux_inputs", "Classified inputs, by the mux width that they ran at.", ["mux_width"], registry=registry
+        )
+        self.batch_size = Histogram("revmux_batch_size", "Samples of a batch.", buckets=_POWERS, registry=registry)
+        self.batch_tokens = Histogram(
+            "revmux_batch_tokens", "Tokens of a batch without padding.", buckets=_POWERS, registry=registry
+        )
+        self.batch_padding = Histogram(
+            "revmux_batch_padding_ratio",
+            "Share of a batch's positions that are padding.",
+            buckets=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75),
+            registry=registry,
+        )
+        self.batch_composites = Histogram(
+            "revmux_batch_composites", "Composites of a batch.", buckets=(0.0, *_POWERS), registry=registry
+        )
+        self.escalations = Counter("revmux_escalations", "Answers that were computed again plain.", registry=registry)
+        self.shed = Counter("revmux_shed_requests", "Requests refused because the queue was full.", registry=registry)
+        self.expired = Counter("revmux_expired_requests", "Requests past their deadline.", registry=registry)
+        self.cancelled = Counter("revmux_cancelled_requests", "Requests whose client had gone.", registry=registry)
+        Info("revmux_build", "The running server.", registry=registry).info({"version": version})
+        self._model = Info("revmux_model", "The loaded model.", registry=registry)
+
+    def describe_model(self, name: str, base: str, widths: str) -> None:
+        self._model.info({"model": name, "base": base, "widths": widths})
+
+    def watch(self, in_progress: Callable[[], int], queued: Callable[[], Load]) -> None:
+        """Has the gauges read what is admitted, and what of it waits for the device, whenever they are read."""
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "revmux_requests_in_progress": ("Admitted requests without an answer yet.", in_progress),
+            "revmux_queue_items": ("Samples that wait for the device.", lambda: queued().items),
+            "revmux_queue_tokens": ("Tokens that wait for the device.", lambda: queued().tokens),
+        }
+        for name, (help_text, read) in gauges.items():
+            Gauge(name, help_text, registry=self.registry).set_function(read)
+
+    def observe_batch(self, plan: MuxPlan, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """Counts a computed batch: `tokens` real ones in `padded_tokens` positions."""
+        self.inference_duration.observe(seconds)
+        self.batch_size.observe(plan.samples)
+        self.batch_tokens.observe(tokens)
+        self.batch_padding.observe(1 - tokens / padded_tokens)
+        self.batch_composites.observe(plan.composites)
+        for group in plan.groups:
+            self.inputs.labels(group.point.width).inc(len(group.members))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """All metrics and their content type: OpenMetrics where `accept` asks for it, else Prometheus text."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

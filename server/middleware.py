@@ -1,0 +1,98 @@
+"""Pure ASGI middleware: no task and no queue a request, and the client's disconnect reaches the routes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import errors
+from server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Observe:
+    """Outermost: gives every request an id, counts its answer, and answers what no handler caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise
+            await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
+        finally:
+            # The route's template, never the path that the client sent.
+            path = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(path, status or errors.ClientDisconnected.status).inc()
+            self._metrics.request_duration.labels(path).observe(time.perf_counter() - start)
+
+
+class LimitBody:
+    """Refuses a body of more than `max_bytes`, by its announced length or while it streams in."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = _header(scope, b"content-length")
+        received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            if announced is not None and announced.isdigit() and int(announced) > self._max_bytes:
+                raise self._too_large()
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise self._too_large()
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    def _too_large(self) -> errors.RequestTooLarge:
+        # Closing saves reading the rest of the body just to reach the next request.
+        return errors.RequestTooLarge(
+            f"the body is larger than {self._max_bytes} bytes: send fewer or shorter texts a request",
+            headers={"Connection": "close"},
+        )
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _request_id(scope: Scope) -> str:
+    sent = _header(scope, b"x-request-id")
+    return sent.decode() if sent is not None and _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

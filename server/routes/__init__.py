@@ -1,0 +1,1 @@
+"""One file a wire format: HTTP in, HTTP out, nothing else."""

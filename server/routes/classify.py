@@ -1,0 +1,78 @@
+"""`POST /classify`: the classification format of vLLM and SGLang."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.errors import InvalidRequest, UnknownModel
+from server.routes.common import WORK_ERRORS, RawRoute, authorized_service, body_docs, error_docs, json_response
+from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
+from server.service import Work
+
+router = APIRouter(tags=["classification"], route_class=RawRoute)
+
+_DOCS = error_docs((*WORK_ERRORS, UnknownModel), ErrorResponse)
+_BODY = body_docs(ClassifyRequest, {"input": ["a gripping film", "a waste of time"]})
+
+
+@router.post("/v1/classify", response_model=ClassifyResponse, responses=_DOCS, openapi_extra=_BODY)
+@router.post("/classify", response_model=ClassifyResponse, responses=_DOCS, openapi_extra=_BODY)
+async def classify(request: Request) -> Response:
+    """Classifies one text, one pair of texts, or a list of those."""
+    service = authorized_service(request)
+    service.require_ready()
+    query = parse(ClassifyRequest, await request.body())
+    service.require_model(query.model)
+    if query.quality == "guaranteed":
+        raise InvalidRequest(
+            "this bundle is not calibrated, so no agreement is certified: ask for `quality` exact (plain inference) or "
+            "fast",
+            param="quality",
+        )
+    result = await service.classify(_work(query), request.receive)
+    labels = service.model.manifest.labels
+    data = []
+    for index, answer in enumerate(result.answers.items):
+        probs = answer.logits if query.use_activation is False else answer.probs
+        data.append(
+            {
+                "index": index,
+                "label": labels[probs.index(max(probs))],
+                "probs": probs,
+                "num_classes": len(probs),
+                "mux_width": answer.mux_width,
+                "escalated": False,
+            }
+        )
+    content = {
+        "id": f"classify-{request.state.request_id}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": service.model.manifest.name,
+        "data": data,
+        "usage": {
+            "prompt_tokens": result.tokens,
+            "total_tokens": result.tokens,
+            "completion_tokens": 0,
+            "prompt_tokens_details": None,
+        },
+    }
+    return json_response(content, result.answers)
+
+
+def _work(query: ClassifyRequest) -> Work:
+    if query.truncate_prompt_tokens == 0:
+        raise InvalidRequest(
+            "`truncate_prompt_tokens` must be -1 (the model's limit) or at least 1", param="truncate_prompt_tokens"
+        )
+    return Work(
+        texts=query.input,
+        truncate=query.truncate,
+        max_width=1 if query.quality == "exact" else query.max_width,
+        max_tokens=None if query.truncate_prompt_tokens == -1 else query.truncate_prompt_tokens,
+        priority=query.priority,
+        timeout_ms=query.timeout_ms,
+    )

@@ -1,0 +1,78 @@
+"""What the server is, whether it may be sent work, and what it measured."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from server import __version__
+from server.errors import Unauthorized, Unavailable
+from server.routes.common import authorized_service, error_docs, service_of
+from server.schemas import ErrorResponse, HealthResponse, InfoResponse, Limits, ModelCard, ModelList, Point
+from server.service import State
+
+router = APIRouter(tags=["status"])
+
+_DOCS = error_docs((Unauthorized, Unavailable), ErrorResponse)
+
+
+@router.get("/v1/models", responses=_DOCS)
+async def models(request: Request) -> ModelList:
+    """The loaded model, in OpenAI's list form."""
+    model = authorized_service(request).model
+    card = ModelCard(id=model.manifest.name, object="model", created=model.loaded_at, owned_by="revmux")
+    return ModelList(object="list", data=[card])
+
+
+@router.get("/info", responses=_DOCS)
+async def info(request: Request) -> InfoResponse:
+    """The model, its operating points, the limits that requests meet, and versions."""
+    service = authorized_service(request)
+    model, settings = service.model, service.settings
+    points = [
+        Point(
+            width=point.width,
+            prefill_layers=point.prefill,
+            ideal_speedup=point.ideal_speedup(model.manifest.num_layers),
+        )
+        for point in reversed(model.points)
+    ]
+    return InfoResponse(
+        model=model.manifest.name,
+        base=model.manifest.base.model_id,
+        labels=model.manifest.labels,
+        widths=model.widths,
+        points=points,
+        certified_agreement=None,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        limits=Limits(
+            max_tokens=model.tokenizer.max_tokens,
+            max_batch_tokens=model.max_batch_tokens,
+            **settings.model_dump(include=set(Limits.model_fields) - {"max_tokens", "max_batch_tokens"}),
+        ),
+        versions={"revmux-server": __version__, "torch": version("torch"), "transformers": version("transformers")},
+    )
+
+
+@router.get("/health/live", response_model=HealthResponse)
+async def live() -> Response:
+    """200 as long as the process answers at all."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
+@router.get("/health/ready", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
+async def ready(request: Request) -> Response:
+    """200 only while the model is loaded, warm, and not draining."""
+    state = service_of(request).state
+    return JSONResponse({"status": state}, 200 if state is State.READY else 503)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Prometheus text, or OpenMetrics where the `Accept` header asks for it."""
+    body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,248 @@
+"""What stands between the routes and the batcher: the model's life cycle, and a request's way from texts to answers."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import hmac
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from starlette.types import Receive
+
+from revmux_core.bundle import Bundle, Manifest
+from revmux_core.errors import RevmuxError
+from revmux_core.points import OperatingPoint
+from revmux_core.tokenization import Text
+from server import __version__
+from server.admission import QueueLimits
+from server.batcher import Answers, Batcher, Pending
+from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
+from server.errors import (
+    ClientDisconnected,
+    DeadlineExceeded,
+    QueueFull,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownModel,
+)
+from server.metrics import Metrics
+from server.planner import served_points
+from server.settings import Settings
+from server.tokenization import RequestTokenizer
+
+logger = logging.getLogger(__name__)
+
+LOADING_RETRY, DRAINING_RETRY = 5, 1
+"""Seconds of `Retry-After`: while loading, about a small model's load; while draining, another replica answers now."""
+
+
+class State(enum.StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request asks for. `max_width` None: as wide as served; `max_tokens` None: the model's limit."""
+
+    texts: Sequence[Text]
+    truncate: bool
+    max_width: int | None = None
+    max_tokens: int | None = None
+    priority: int = 0
+    timeout_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A request's answers and the tokens that they took."""
+
+    answers: Answers
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Everything that exists once the bundle is loaded and warm."""
+
+    manifest: Manifest
+    points: tuple[OperatingPoint, ...]
+    max_batch_tokens: int
+    engine: Engine
+    tokenizer: RequestTokenizer
+    batcher: Batcher
+    device: torch.device
+    dtype: torch.dtype
+    loaded_at: int
+
+    @property
+    def widths(self) -> list[int]:
+        return sorted(point.width for point in self.points)
+
+
+class Service:
+    """One loaded model behind one event loop. `load` reads the bundle; it runs in a thread, once."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Bundle]) -> None:
+        self.settings = settings
+        self.metrics = Metrics(__version__)
+        self.failure: BaseException | None = None
+        self._load = load
+        self._loading: asyncio.Task[None] | None = None
+        self._model: Model | None = None
+        self._draining = False
+        self._admitted = 0
+
+    @property
+    def state(self) -> State:
+        if self.failure is not None:
+            return State.FAILED
+        if self._draining:
+            return State.DRAINING
+        return State.LOADING if self._model is None else State.READY
+
+    @property
+    def idle(self) -> bool:
+        """Whether every admitted request has its answer."""
+        return self._admitted == 0
+
+    @property
+    def model(self) -> Model:
+        """The loaded model. Raises `Unavailable` before it is there."""
+        if self._model is None:
+            raise Unavailable("the model is still loading: try again shortly", LOADING_RETRY)
+        return self._model
+
+    def start(self) -> None:
+        """Begins to load and warm up in the background."""
+        self._loading = asyncio.create_task(self._start_model())
+
+    def drain(self) -> None:
+        """From now on refuses new work, while admitted requests are still answered."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Ends the threads, after the batches that run."""
+        self._draining = True
+        if self._loading is not None:
+            await self._loading
+        if self._model is not None:
+            await self._model.batcher.close()
+            self._model.tokenizer.close()
+            self._model.engine.close()
+
+    def authorize(self, header: str | None) -> None:
+        """Checks an `Authorization` header. Raises `Unauthorized` where a key is needed and this is none of them."""
+        keys = self.settings.api_keys
+        if not keys:
+            return
+        sent = (header or "").removeprefix("Bearer ").encode()
+        # Every key is compared, so that the time taken tells nothing about any.
+        matches = [hmac.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
+        if not any(matches):
+            raise Unauthorized
+
+    def require_ready(self) -> Model:
+        """The model, for new work. Raises `Unavailable` while there is none, or none any more."""
+        if self._draining:
+            raise Unavailable("the server is shutting down: send the request to another one", DRAINING_RETRY)
+        return self.model
+
+    def require_model(self, name: str | None) -> None:
+        """Raises `UnknownModel` where a request names another model than the loaded one."""
+        if name is not None and name != self.model.manifest.name:
+            raise UnknownModel(
+                f"the loaded model is {self.model.manifest.name}: name it, or leave `model` out", param="model"
+            )
+
+    async def classify(self, work: Work, receive: Receive) -> Result:
+        """Admits, tokenizes, queues and awaits one request, whose client's disconnect is read from `receive`.
+
+        Raises a `ServiceError` for every way in which this can end without answers.
+        """
+        model = self.require_ready()
+        most = self.settings.max_items_per_request
+        if len(work.texts) > most:
+            raise RequestTooLarge(f"the request has {len(work.texts)} inputs, more than {most}: send fewer at a time")
+        timeout_ms = self.settings.default_timeout_ms if work.timeout_ms is None else work.timeout_ms
+        self._admitted += 1
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._answer(model, work, receive)
+        except TimeoutError:
+            self.metrics.expired.inc()
+            raise DeadlineExceeded(timeout_ms) from None
+        except QueueFull:
+            self.metrics.shed.inc()
+            raise
+        except ClientDisconnected:
+            self.metrics.cancelled.inc()
+            raise
+        finally:
+            self._admitted -= 1
+
+    async def _answer(self, model: Model, work: Work, receive: Receive) -> Result:
+        samples = await model.tokenizer.tokenize(work.texts, work.max_tokens, work.truncate)
+        max_width = work.max_width or model.points[0].width
+        pending = model.batcher.submit(samples, max_width, work.priority)
+        watcher = asyncio.create_task(_fail_on_disconnect(receive, pending))
+        try:
+            answers = await pending.answers
+        finally:
+            watcher.cancel()
+            model.batcher.withdraw(pending)
+        self.metrics.queue_duration.observe(answers.queue_seconds)
+        return Result(answers, sum(map(len, samples)))
+
+    async def _start_model(self) -> None:
+        try:
+            self._model = await asyncio.to_thread(self._build_model)
+        except RevmuxError as error:
+            self.failure = error
+        except Exception as error:
+            logger.exception("loading failed")
+            self.failure = error
+
+    def _build_model(self) -> Model:
+        settings = self.settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        bundle = self._load()
+        manifest, classifier = bundle.manifest, bundle.classifier
+        parameter = next(classifier.parameters())
+        device = parameter.device
+        settings.check_width({point.width for point in classifier.points})
+        points = served_points(classifier.points, classifier.backbone.num_layers, settings.max_width)
+        default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+        max_batch_tokens = settings.max_batch_tokens or default
+        engine = Engine(bundle, points, device)
+        engine.warm_up(max_batch_tokens)
+        limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens)
+        batcher = Batcher(engine, points, max_batch_tokens, limits, self.metrics)
+        model = Model(
+            manifest=manifest,
+            points=points,
+            max_batch_tokens=max_batch_tokens,
+            engine=engine,
+            tokenizer=RequestTokenizer(bundle.tokenizer),
+            batcher=batcher,
+            device=device,
+            dtype=parameter.dtype,
+            loaded_at=int(time.time()),
+        )
+        self.metrics.watch(lambda: self._admitted, lambda: batcher.load)
+        self.metrics.describe_model(manifest.name, manifest.base.model_id, ",".join(map(str, model.widths)))
+        return model
+
+
+async def _fail_on_disconnect(receive: Receive, pending: Pending) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    pending.fail(ClientDisconnected())

@@ -1,0 +1,94 @@
+"""Real servers over loopback, and a gate in front of the model to hold a batch at a known place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import uvicorn
+
+from revmux_core.bundle import Bundle, load_bundle
+from server.app import create_app
+from server.run import listen, url_of
+from server.service import Service
+from server.settings import read_settings
+
+# The same examples every time, and no verdict on a busy machine's speed.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
+
+
+class Gate:
+    """Stands in front of a model: lets batches through, holds them, or fails them."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self.fail = False
+        self.reached = threading.Event()
+        bundle.classifier.register_forward_pre_hook(self._pass)
+
+    def _pass(self, module: Any, arguments: Any) -> None:
+        self.reached.set()
+        self._open.wait(timeout=30)
+        if self.fail:
+            raise RuntimeError("the device failed")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this lasts no batch is computed."""
+        self._open.clear()
+        self.reached.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        self.fail = True
+        try:
+            yield
+        finally:
+            self.fail = False
+
+
+@contextmanager
+def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[httpx.Client, Service]]:
+    """A client of a server on a free port, and its service."""
+    settings = read_settings(port=0, **flags)
+    app = create_app(settings, load)
+    listener = listen(settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    transport = httpx.HTTPTransport(retries=3)
+    try:
+        with httpx.Client(base_url=url_of(listener), timeout=30, transport=transport) as client:
+            yield client, app.state.service
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Polls `condition` of a server that runs in another thread."""
+    waiting = threading.Event()
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("the condition did not come about")
+
+
+@pytest.fixture(scope="module")
+def gate_and_bundle(tiny_bundle_path: Path) -> tuple[Gate, Bundle]:
+    """A bundle of the module's own, since the gate stays in front of its model."""
+    bundle = load_bundle(tiny_bundle_path)
+    return Gate(bundle), bundle

@@ -1,0 +1,211 @@
+"""Every answer goes to its own request and item, whatever the interleaving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revmux_core.batch import collate
+from revmux_core.bundle import Bundle
+from revmux_core.plan import Group, MuxPlan, Tokens
+from revmux_core.points import OperatingPoint
+from server.admission import Load, QueueLimits
+from server.batcher import Batcher, Pending, Scores
+from server.engine import Engine
+from server.errors import ClientDisconnected, InferenceFailed, QueueFull
+from server.metrics import Metrics
+from server.planner import served_points
+
+LAYERS = 4
+POINTS = (OperatingPoint.mux(4, 2, LAYERS), OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS))
+BUDGET = 40
+
+
+class ManualDevice:
+    """A device whose batches end when the test says so, and whose scores are the ids of each sample."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Sequence[Tokens], asyncio.Future[Scores]]] = []
+
+    def run(self, samples: Sequence[Tokens], plan: MuxPlan) -> asyncio.Future[Scores]:
+        assert plan.samples == len(samples)
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self.batches.append((samples, future))
+        return future
+
+    def finish(self) -> None:
+        samples, future = self.batches.pop(0)
+        ids = [[float(i) for i in sample.ids[:2]] for sample in samples]
+        future.set_result(Scores(ids, ids, 0.001))
+
+    def fail(self) -> set[int]:
+        samples, future = self.batches.pop(0)
+        future.set_exception(RuntimeError("the device failed"))
+        return {sample.ids[0] for sample in samples}
+
+
+def batcher_on(device: Any, max_items: int = 10**6) -> Batcher:
+    return Batcher(device, POINTS, BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
+
+
+async def settle() -> None:
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def samples_of(request: int, lengths: list[int]) -> list[Tokens]:
+    return [Tokens([request, item] + [0] * (length - 2)) for item, length in enumerate(lengths)]
+
+
+submit = st.tuples(
+    st.just("submit"),
+    st.lists(st.integers(2, 30), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 2),
+)
+step = st.one_of(submit, st.sampled_from([("finish",), ("fail",), ("withdraw",), ("settle",)]))
+
+
+@given(st.lists(step, max_size=40), st.randoms(use_true_random=False))
+def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any], random: Any) -> None:
+    async def scenario() -> None:
+        device = ManualDevice()
+        batcher = batcher_on(device)
+        requests: dict[int, tuple[Pending, int, int]] = {}
+        withdrawn: set[int] = set()
+        failed: set[int] = set()
+        for action, *arguments in steps:
+            if action == "submit":
+                lengths, max_width, priority = arguments
+                number = len(requests)
+                pending = batcher.submit(samples_of(number, lengths), max_width, priority)
+                requests[number] = pending, len(lengths), max_width
+            elif action == "finish" and device.batches:
+                device.finish()
+            elif action == "fail" and device.batches:
+                failed |= device.fail()
+            elif action == "withdraw" and requests:
+                number = random.randrange(len(requests))
+                batcher.withdraw(requests[number][0])
+                requests[number][0].fail(ClientDisconnected())
+                withdrawn.add(number)
+            else:
+                await settle()
+                # Work-conserving: nobody waits while the device is free, and at most one batch waits for it.
+                assert bool(device.batches) or batcher.load.items == 0
+                assert len(device.batches) <= 2
+        await settle()
+        while device.batches:
+            device.finish()
+            await settle()
+        assert batcher.load == Load(0, 0)
+        for number, (pending, count, max_width) in requests.items():
+            error = pending.answers.exception()
+            if error is not None:
+                assert isinstance(error, ClientDisconnected) if number in withdrawn else number in failed
+                continue
+            items = pending.answers.result().items
+            assert [answer.probs for answer in items] == [[number, item] for item in range(count)]
+            assert all(answer.mux_width <= max_width for answer in items)
+            assert number not in failed
+
+    asyncio.run(scenario())
+
+
+async def test_while_a_batch_runs_the_next_one_gathers() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    batcher.submit(samples_of(0, [5]), 4, 0)
+    await settle()
+    for request in range(1, 5):
+        batcher.submit(samples_of(request, [5]), 4, 0)
+        await settle()
+    assert [len(samples) for samples, _ in device.batches] == [1]
+    device.finish()
+    await settle()
+    assert [len(samples) for samples, _ in device.batches] == [4]
+    device.finish()
+    await batcher.close()
+
+
+async def test_a_full_queue_hands_one_batch_over_early() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    batcher.submit(samples_of(0, [10] * 20), 4, 0)
+    await settle()
+    assert [len(samples) for samples, _ in device.batches] == [4, 4]
+    assert batcher.load == Load(12, 120)
+
+
+async def test_lower_priority_values_go_first() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    for request, priority in enumerate([0, 5, -5]):
+        batcher.submit(samples_of(request, [40]), 4, priority)
+    await settle()
+    order = []
+    while device.batches:
+        order.append(device.batches[0][0][0].ids[0])
+        device.finish()
+        await settle()
+    assert order == [2, 0, 1]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
+    batcher = batcher_on(ManualDevice(), max_items=2)
+    batcher.submit(samples_of(0, [5, 5]), 4, 0)
+    with pytest.raises(QueueFull) as refused:
+        batcher.submit(samples_of(1, [5]), 4, 0)
+    assert refused.value.headers == {"Retry-After": "1"}
+
+
+async def test_a_failing_batch_fails_its_requests_only() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    # The first request needs two batches; the first of them fails.
+    broken = batcher.submit(samples_of(0, [20] * 3), 4, 0)
+    sound = batcher.submit(samples_of(1, [20]), 4, 0)
+    await settle()
+    assert device.fail() == {0}
+    await settle()
+    while device.batches:
+        device.finish()
+        await settle()
+    assert isinstance(broken.answers.exception(), InferenceFailed)
+    assert sound.answers.result().items[0].probs == [1, 0]
+
+
+@pytest.mark.parametrize("max_width", [1, 2, 4])
+async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundle, max_width: int) -> None:
+    classifier = tiny_bundle.classifier
+    points = served_points(classifier.points, classifier.backbone.num_layers)
+    engine = Engine(tiny_bundle, points, torch.device("cpu"))
+    batcher = Batcher(engine, points, 512, QueueLimits(100, 10_000), Metrics("test"))
+    texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
+    samples = tiny_bundle.tokenizer([(text, None) for text in texts])
+    answers = await batcher.submit(samples, max_width, 0).answers
+    order = tuple(sorted(range(len(samples)), key=lambda i: len(samples[i])))
+    point = next(point for point in points if point.width == max_width)
+    expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id))
+    torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
+    assert [answer.mux_width for answer in answers.items] == [max_width] * max_width
+    engine.close()
+
+
+async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
+    points = served_points(tiny_bundle.classifier.points, LAYERS)
+    engine = Engine(tiny_bundle, points, torch.device("cpu"))
+    batcher = Batcher(engine, points, 512, QueueLimits(100, 10_000), Metrics("test"))
+    hook = tiny_bundle.classifier.register_forward_hook(lambda module, args, logits: logits * torch.nan)
+    samples = tiny_bundle.tokenizer([("a film", None)])
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(samples, 4, 0).answers
+    hook.remove()
+    assert (await batcher.submit(samples, 4, 0).answers).items[0].mux_width == 1
+    engine.close()

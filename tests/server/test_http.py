@@ -1,0 +1,259 @@
+"""The wire formats and their errors, against a real server over loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from conftest import running_server, wait_until
+
+from revmux_core.batch import collate
+from revmux_core.bundle import Bundle
+from revmux_core.plan import Group, MuxPlan
+from server.schemas import ClassifyResponse, ErrorResponse, InfoResponse, ModelList, PredictErrorResponse
+
+MAX_BODY, MAX_ITEMS = 200_000, 64
+
+
+@pytest.fixture(scope="module")
+def client(tiny_bundle: Bundle) -> Iterator[httpx.Client]:
+    with running_server(lambda: tiny_bundle, max_body_bytes=MAX_BODY, max_items_per_request=MAX_ITEMS) as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        yield client
+
+
+def classify(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/classify", json=body)
+    assert response.status_code == 200, response.text
+    ClassifyResponse.model_validate(response.json())
+    return response.json()
+
+
+def plain_logits(bundle: Bundle, text: str, pair: str | None = None) -> torch.Tensor:
+    plan = MuxPlan((Group(bundle.classifier.plain, (0,)),))
+    return bundle.classifier(collate(bundle.tokenizer([(text, pair)]), plan))[0]
+
+
+def test_one_text_has_the_probabilities_of_the_model(client: httpx.Client, tiny_bundle: Bundle) -> None:
+    answer = classify(client, input="a good film", model="tiny", user="ignored", unknown_field=1)
+    expected = plain_logits(tiny_bundle, "a good film").softmax(0)
+    item = answer["data"][0]
+    torch.testing.assert_close(torch.tensor(item["probs"]), expected)
+    assert item["label"] == tiny_bundle.manifest.labels[int(expected.argmax())]
+    assert (item["num_classes"], item["mux_width"], item["escalated"]) == (3, 1, False)
+    assert answer["usage"] == {
+        "prompt_tokens": 5,
+        "total_tokens": 5,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+    }
+
+
+def test_exact_answers_keep_their_order_and_pairs_are_pairs(client: httpx.Client, tiny_bundle: Bundle) -> None:
+    items: list[Any] = ["a film", {"text": "good", "text_pair": "very bad film"}, {"text": "not bad"}]
+    data = classify(client, input=items, quality="exact", use_activation=False)["data"]
+    assert [item["mux_width"] for item in data] == [1, 1, 1]
+    expected = [("a film", None), ("good", "very bad film"), ("not bad", None)]
+    for item, (text, pair) in zip(data, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(item["probs"]), plain_logits(tiny_bundle, text, pair))
+    assert classify(client, input=items[1], quality="exact")["usage"]["prompt_tokens"] == 7
+
+
+def test_lists_are_multiplexed_as_wide_as_allowed(client: httpx.Client) -> None:
+    texts = [f"word{i} film" for i in range(8)]
+    for max_width, expected in ((None, 4), (4, 4), (3, 2), (1, 1)):
+        data = classify(client, input=texts, max_width=max_width)["data"]
+        assert {item["mux_width"] for item in data} == {expected}
+        assert [item["index"] for item in data] == list(range(8))
+
+
+def test_long_inputs_are_cut_or_refused(client: httpx.Client) -> None:
+    text = "good " * 20_000
+    assert classify(client, input=text)["usage"]["prompt_tokens"] == 64
+    assert classify(client, input=text, truncate_prompt_tokens=10)["usage"]["prompt_tokens"] == 10
+    assert classify(client, input="good " * 200, truncate_prompt_tokens=-1)["usage"]["prompt_tokens"] == 64
+    assert classify(client, input="x" * 100_000)["usage"]["prompt_tokens"] == 3
+    refused = client.post("/classify", json={"input": text, "truncate": False})
+    assert refused.status_code == 400
+    assert "20002 tokens, more than 64" in refused.json()["error"]["message"]
+
+
+def test_headers_name_the_request_and_its_times(client: httpx.Client) -> None:
+    response = client.post("/v1/classify", json={"input": "a"}, headers={"x-request-id": "mine-1"})
+    assert response.headers["x-request-id"] == "mine-1"
+    assert response.json()["id"] == "classify-mine-1"
+    assert float(response.headers["x-queue-time-ms"]) >= 0
+    assert float(response.headers["x-inference-time-ms"]) > 0
+    made = client.post("/classify", json={"input": "a"}, headers={"x-request-id": "a b" * 100}).headers["x-request-id"]
+    assert len(made) == 32
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [("a film", 3), (["a film", "bad"], 3), ([["a film"], ["bad", "good"]], (2, 3)), ([["a film"]], (1, 3))],
+)
+def test_predict_answers_in_the_shape_of_its_input(client: httpx.Client, inputs: Any, shape: Any) -> None:
+    answer = client.post("/predict", json={"inputs": inputs}).json()
+    rankings = [answer] if isinstance(shape, int) else answer
+    assert (len(answer) if isinstance(shape, int) else (len(answer), len(answer[0]))) == shape
+    for ranking in rankings:
+        scores = [prediction["score"] for prediction in ranking]
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1, abs=1e-5)
+
+
+def test_two_strings_are_one_pair_for_predict(client: httpx.Client, tiny_bundle: Bundle) -> None:
+    answer = client.post("/predict", json={"inputs": ["a", "bad film"], "raw_scores": True}).json()
+    scores = {prediction["label"]: prediction["score"] for prediction in answer}
+    expected = plain_logits(tiny_bundle, "a", "bad film")
+    torch.testing.assert_close(torch.tensor([scores[label] for label in tiny_bundle.manifest.labels]), expected)
+
+
+BAD_CLASSIFY: list[tuple[bytes | dict[str, Any], int, str]] = [
+    (b"", 400, "JSON"),
+    (b'{"input": "a', 400, "JSON"),
+    (b"[" * 100_000, 400, "recursion limit"),
+    (b'{"input": "\xff\xfe"}', 400, "unicode"),
+    (b'{"input": "\\ud800"}', 400, "hex escape"),
+    (b'"text"', 400, "object"),
+    ({}, 400, "`input`"),
+    ({"input": ""}, 400, "empty"),
+    ({"input": " \n"}, 400, "white space"),
+    ({"input": []}, 400, "at least one"),
+    ({"input": ["a", ""]}, 400, "`input[1]`"),
+    ({"input": None}, 400, "string"),
+    ({"input": 7}, 400, "string"),
+    ({"input": ["a", 7]}, 400, "`input[1]`"),
+    ({"input": [["a"]]}, 400, "`input[0]`"),
+    ({"input": {"text_pair": "a"}}, 400, '"text"'),
+    ({"input": {"text": "a", "text_pair": 7}}, 400, "text_pair"),
+    (b'{"input": "a", "timeout_ms": NaN}', 400, "finite"),
+    (b'{"input": "a", "timeout_ms": Infinity}', 400, "finite"),
+    (b'{"input": "a", "timeout_ms": 1e999}', 400, "finite"),
+    ({"input": "a", "timeout_ms": 0}, 400, "timeout_ms"),
+    ({"input": "a", "timeout_ms": "5"}, 400, "timeout_ms"),
+    ({"input": "a", "max_width": 0}, 400, "max_width"),
+    ({"input": "a", "max_width": 1.5}, 400, "max_width"),
+    ({"input": "a", "priority": "high"}, 400, "priority"),
+    ({"input": "a", "truncate": "yes"}, 400, "truncate"),
+    ({"input": "a", "truncate_prompt_tokens": 0}, 400, "-1"),
+    ({"input": "a", "truncate_prompt_tokens": 65}, 400, "at most 64"),
+    ({"input": "a", "quality": "best"}, 400, "exact"),
+    ({"input": "a", "quality": "guaranteed"}, 400, "not calibrated"),
+    ({"input": "a", "model": "gpt"}, 404, "tiny"),
+    ({"input": ["a"] * 10_000}, 413, "10000 inputs"),
+    (b'{"input": "' + b"a" * MAX_BODY + b'"}', 413, "200000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "words"), BAD_CLASSIFY)
+def test_bad_input_gets_its_documented_error(client: httpx.Client, body: Any, status: int, words: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = client.post("/classify", content=content)
+    assert response.status_code == status
+    error = ErrorResponse.model_validate(response.json()).error
+    assert words in error.message
+    assert error.code == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b'{"inputs": "a"', 400, "Validation"),
+        (b'{"inputs": ""}', 400, "Empty"),
+        (b'{"inputs": []}', 400, "Empty"),
+        (b'{"inputs": ["a", "b", "c"]}', 400, "Validation"),
+        (b'{"inputs": [["a"], "b"]}', 400, "Validation"),
+        (b'{"inputs": [["a"], []]}', 400, "Empty"),
+        (b'{"inputs": {"text": "a"}}', 400, "Validation"),
+        (b'{"inputs": "a", "truncation_direction": "left"}', 400, "Validation"),
+        (b'{"inputs": "' + b"good " * 100 + b'"}', 400, "Validation"),
+    ],
+)
+def test_predict_errors_take_their_own_form(client: httpx.Client, body: bytes, status: int, kind: str) -> None:
+    response = client.post("/predict", content=body)
+    assert response.status_code == status
+    assert PredictErrorResponse.model_validate(response.json()).error_type == kind
+
+
+def test_a_streamed_body_over_the_limit_is_refused(client: httpx.Client) -> None:
+    response = client.post("/classify", content=(b"a" * 1000 for _ in range(MAX_BODY // 1000 + 2)))
+    assert response.status_code == 413
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_failure(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    wait_until(lambda: 'path="/classify",status="499"} 1.0' in client.get("/metrics").text)
+
+
+def test_neighbours_of_bad_requests_are_answered(client: httpx.Client, tiny_bundle: Bundle) -> None:
+    bad = [body if isinstance(body, bytes) else json.dumps(body).encode() for body, _, _ in BAD_CLASSIFY]
+    texts = [f"word{i} " * (1 + i % 9) for i in range(len(bad))]
+    good = [json.dumps({"input": text, "quality": "exact", "use_activation": False}).encode() for text in texts]
+    bodies = [body for both in zip(good, bad, strict=True) for body in both]
+    with ThreadPoolExecutor(8) as threads:
+        responses = list(threads.map(lambda body: client.post("/classify", content=body), bodies))
+    for text, response in zip(texts, responses[::2], strict=True):
+        assert response.status_code == 200
+        logits = torch.tensor(response.json()["data"][0]["probs"])
+        torch.testing.assert_close(logits, plain_logits(tiny_bundle, text))
+    assert all(400 <= response.status_code < 500 for response in responses[1::2])
+
+
+def test_models_and_info_describe_the_bundle(client: httpx.Client) -> None:
+    models = ModelList.model_validate(client.get("/v1/models").json())
+    assert [model.id for model in models.data] == ["tiny"]
+    info = InfoResponse.model_validate(client.get("/info").json())
+    assert info.labels == ["negative", "neutral", "positive"]
+    assert info.widths == [1, 2, 4]
+    assert [point.prefill_layers for point in info.points] == [4, 2, 2]
+    assert (info.limits.max_tokens, info.limits.max_body_bytes) == (64, MAX_BODY)
+
+
+def test_metrics_name_routes_never_paths(client: httpx.Client) -> None:
+    client.post("/classify", json={"input": ["a", "b"]})
+    assert client.get("/secret/path").status_code == 404
+    text = client.get("/metrics").text
+    for name in ("requests_total", "queue_items", "batch_padding_ratio_bucket", "inference_duration_seconds_sum"):
+        assert f"revmux_{name}" in text
+    assert 'revmux_requests_total{path="/classify",status="200"}' in text
+    assert 'revmux_inputs_total{mux_width="2"}' in text
+    assert "secret" not in text
+    openmetrics = client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+def test_unknown_paths_and_methods(client: httpx.Client) -> None:
+    assert client.get("/nowhere").json()["error"]["type"] == "NotFoundError"
+    wrong = client.get("/classify")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "error_type" in client.get("/predict").json()
+
+
+def test_openapi_documents_every_error(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, statuses in {
+        "/classify": {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
+        "/predict": {"200", "400", "401", "413", "429", "500", "503", "504"},
+    }.items():
+        assert set(paths[path]["post"]["responses"]) == statuses
+        assert paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert client.get("/docs").status_code == 200
+
+
+def test_keys_are_asked_for_where_they_are_set(tiny_bundle: Bundle) -> None:
+    with running_server(lambda: tiny_bundle, api_keys="first,second") as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer firs"}):
+            refused = client.post("/classify", json={"input": "a"}, headers=headers)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        accepted = client.post("/classify", json={"input": "a"}, headers={"authorization": "Bearer second"})
+        assert accepted.status_code == 200
+        assert client.get("/v1/models").status_code == 401

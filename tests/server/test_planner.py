@@ -1,0 +1,99 @@
+"""The planner as arithmetic: who is in the next batch, and in which composites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revmux_core.points import OperatingPoint
+from server.planner import PADDING_SHARE, plan_batch, served_points
+
+LAYERS = 6
+PLAIN, TWO, FOUR = OperatingPoint.plain(LAYERS), OperatingPoint.mux(2, 3, LAYERS), OperatingPoint.mux(4, 3, LAYERS)
+POINTS = (FOUR, TWO, PLAIN)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    length: int
+    max_width: int = 4
+
+
+def lines(max_size: int = 60) -> st.SearchStrategy[list[Waiting]]:
+    sample = st.builds(Waiting, st.integers(1, 128), st.sampled_from([1, 2, 3, 4, 9]))
+    return st.lists(sample, min_size=1, max_size=max_size)
+
+
+def widths_by_member(waiting: list[Waiting], budget: int) -> dict[int, int]:
+    batch = plan_batch(waiting, budget, POINTS)
+    return {batch.members[row]: group.point.width for group in batch.plan.groups for row in group.members}
+
+
+@given(lines(), st.integers(1, 600))
+def test_a_batch_holds_the_head_keeps_its_budget_and_nobody_twice(waiting: list[Waiting], budget: int) -> None:
+    batch = plan_batch(waiting, budget, POINTS)
+    assert 0 in batch.members
+    assert len(set(batch.members)) == len(batch.members) == batch.plan.samples
+    lengths = [waiting[member].length for member in batch.members]
+    padded = len(lengths) * max(lengths)
+    assert len(lengths) == 1 or padded <= budget
+    assert padded - sum(lengths) <= PADDING_SHARE * budget
+
+
+@given(lines(), st.integers(1, 600))
+def test_no_composite_is_wider_than_allowed_and_few_are_left_over(waiting: list[Waiting], budget: int) -> None:
+    widths = widths_by_member(waiting, budget)
+    assert all(width <= waiting[member].max_width for member, width in widths.items())
+    for point in (FOUR, TWO):
+        left = [m for m, width in widths.items() if width < point.width <= waiting[m].max_width]
+        assert len(left) < point.width
+
+
+@given(lines(max_size=40), st.integers(1, 400))
+def test_nobody_starves(waiting: list[Waiting], budget: int) -> None:
+    """Whoever stands at position k is answered in batch k + 1 at the latest."""
+    line = list(range(len(waiting)))
+    for batch in range(1, len(waiting) + 1):
+        members = plan_batch([waiting[i] for i in line], budget, POINTS).members
+        gone = {line[member] for member in members}
+        line = [i for i in line if i not in gone]
+        assert all(i >= batch for i in line)
+        if not line:
+            return
+    pytest.fail("someone was never planned")
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_what_fits_with_little_padding_runs_at_once(lengths: list[int]) -> None:
+    waiting = [Waiting(length) for length in lengths]
+    assert len(plan_batch(waiting, 4 * 30 * 40, POINTS).members) == len(lengths)
+
+
+def test_composites_are_of_similar_length() -> None:
+    waiting = [Waiting(length) for length in (9, 30, 8, 31, 29, 10, 11, 28)]
+    batch = plan_batch(waiting, 1024, POINTS)
+    composites = [sorted(waiting[m].length for m in batch.members[start : start + 4]) for start in (0, 4)]
+    assert composites == [[8, 9, 10, 11], [28, 29, 30, 31]]
+
+
+def test_left_over_samples_go_down_a_width_in_the_same_batch() -> None:
+    batch = plan_batch([Waiting(8)] * 7, 1024, POINTS)
+    assert [(group.point.width, len(group.members)) for group in batch.plan.groups] == [(4, 4), (2, 2), (1, 1)]
+
+
+def test_a_far_longer_sample_waits_rather_than_pad_everyone() -> None:
+    waiting = [Waiting(8), Waiting(500), Waiting(9), Waiting(10)]
+    assert sorted(plan_batch(waiting, 1024, POINTS).members) == [0, 2, 3]
+
+
+def test_equally_near_samples_join_in_order_of_arrival() -> None:
+    assert sorted(plan_batch([Waiting(10)] * 9, 40, POINTS).members) == [0, 1, 2, 3]
+
+
+def test_the_cheapest_point_of_each_width_is_served_widest_first() -> None:
+    deep = OperatingPoint.mux(2, 5, LAYERS)
+    assert served_points([PLAIN, TWO, deep, FOUR], LAYERS) == (FOUR, TWO, PLAIN)
+    assert served_points([PLAIN, deep, TWO, FOUR], LAYERS, max_width=2) == (TWO, PLAIN)
