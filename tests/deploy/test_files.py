@@ -1,0 +1,66 @@
+"""The container files against the project they deploy, for they cannot be run everywhere that the tests can."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from server.routes.status import router
+from server.settings import Settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "docker-compose.yml").read_text())
+
+
+@pytest.fixture
+def server_settings(monkeypatch):
+    """The settings that the composed server would read, with nothing set on the host."""
+    in_image = dict(re.findall(r"\b(REVMUX_\w+)=(\S+)", DOCKERFILE))
+    in_compose = {
+        name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value)
+        for name, value in COMPOSE["services"]["server"]["environment"].items()
+    }
+    for name, value in (in_image | in_compose).items():
+        assert name.removeprefix("REVMUX_").lower() in Settings.model_fields, f"{name} is no setting"
+        monkeypatch.setenv(name, value)
+    return read_settings()
+
+
+def test_copied_paths_exist_and_reach_the_build():
+    lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+    copied = [path for line in lines for path in line.split()[:-1]]
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "pyproject.toml" in copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert f"!{path}" in allowed, path
+
+
+def test_health_check_asks_a_path_that_the_server_has():
+    (command,) = re.findall(r"HEALTHCHECK [^[]+CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
+    python, flag, code = json.loads(command)
+    assert (python, flag) == ("python", "-c")
+    compile(code, "health check", "exec")
+    (path,) = re.findall(r"\]\}(/[\w/]+)'", code)
+    assert path in {getattr(route, "path", None) for route in router.routes}
+
+
+def test_container_listens_where_it_is_published(server_settings):
+    assert server_settings.host == "0.0.0.0"
+    (port,) = COMPOSE["services"]["server"]["ports"]
+    assert port.endswith(f":{server_settings.port}")
+    assert f"EXPOSE {server_settings.port}" in DOCKERFILE
+
+
+def test_stopping_leaves_time_to_drain(server_settings):
+    grace = COMPOSE["services"]["server"]["stop_grace_period"]
+    assert float(grace.removesuffix("s")) > server_settings.drain_timeout
+
+
+def test_a_gpu_is_reserved_and_used(server_settings):
+    (device,) = COMPOSE["services"]["server"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert server_settings.device == "cuda"
