@@ -41,11 +41,11 @@ def find_base(model: str, path: str | Path | None = None) -> BaseModel:
 
     Raises `BaseModelError` with all places that were tried.
     """
-    for folder in (path, model):
-        if folder is not None and (Path(folder) / WEIGHTS).is_file():
-            return BaseModel(model, Path(folder))
-    if path is not None:
+    if path is not None and not (Path(path) / WEIGHTS).is_file():
         raise BaseModelError(f"{path} holds no {WEIGHTS}: name a folder with a model saved as safetensors")
+    folder = Path(model if path is None else path)
+    if (folder / WEIGHTS).is_file():
+        return BaseModel(model, folder)
     package = _PACKAGES.get(model)
     if package is not None:
         spec = importlib.util.find_spec(package[0])

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from revmux_core.backbones import view
 from revmux_core.base_model import BaseModelError, find_base, sha256
@@ -254,21 +255,28 @@ def load_model(weights: Path, config: Path, labels: list[str]) -> PreTrainedMode
     """
     names = dict(enumerate(labels))
     settings = AutoConfig.from_pretrained(config, id2label=names, label2id={name: i for i, name in names.items()})
-    # The weights' report of a missing head is expected here, and what may be missing is checked below.
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with quiet_transformers():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             weights, config=settings, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
-    finally:
-        logger.setLevel(level)
     heads = tuple(f"{name}." for name in view(model).head_modules)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
     if missing or info["mismatched_keys"]:
         raise ValueError(f"the weights in {weights} lack {', '.join(missing) or info['mismatched_keys']}")
     return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences loading bars and reports: a head that the weights lack is expected here, and `load_model` checks."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def resolve_bundle(name_or_path: str | Path) -> Path:

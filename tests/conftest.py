@@ -9,37 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification
 
 from revmux_core.base_model import sha256
 from revmux_core.bundle import BaseEntry, Bundle, load_bundle, save_bundle
 from revmux_core.multiplexing import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
-
-LABELS = ["negative", "neutral", "positive"]
-WORDS = [f"word{i}" for i in range(180)] + ["a", "an", "the", "good", "bad", "film", "is", "not", "very", "."]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-LAYERS, HIDDEN, MAX_TOKENS = 4, 32, 64
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A WordPiece tokenizer of about 200 words, saved as a model folder has it."""
-    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
-    rust = RustTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    rust.normalizer = normalizers.BertNormalizer()
-    rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    rust.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=rust,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=MAX_TOKENS,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)
+from tests.tiny import HIDDEN, LABELS, LAYERS, MAX_TOKENS, save_tokenizer, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +23,8 @@ def tiny_base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a random BERT classifier of 4 layers, d = 32, three labels, and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(SPECIAL + WORDS),
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=MAX_TOKENS,
-        # Wide enough that different texts get clearly different answers.
+    # Weights wide enough that different texts get clearly different answers.
+    config = tiny_config(
         initializer_range=0.4,
         id2label=dict(enumerate(LABELS)),
         label2id={name: i for i, name in enumerate(LABELS)},

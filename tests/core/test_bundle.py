@@ -1,0 +1,87 @@
+"""Bundles load as they were saved, or are refused with one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from revmux_core.bundle import BundleError, load_bundle
+
+TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: truncate(folder / "bundle.json"), "truncated or not JSON"),
+        (lambda folder: (folder / "bundle.json").write_text("[]"), "not a valid manifest"),
+        (lambda folder: (folder / "bundle.json").unlink(), "not a bundle"),
+        (lambda folder: edit_manifest(folder, format_version=99), "upgrade revmux-server"),
+        (lambda folder: edit_manifest(folder, labels=["a", "b", "c"]), "altered after it was saved"),
+        (lambda folder: truncate(next(folder.glob("adapters/n2*"))), "damaged: adapters/n2"),
+        (lambda folder: flip(next(folder.glob("adapters/n4*"))), "damaged: adapters/n4"),
+        (lambda folder: (folder / "backbone/tokenizer.json").unlink(), "incomplete: backbone/tokenizer.json"),
+    ],
+)
+def test_damaged_bundles_are_refused(
+    tiny_bundle_path: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle_path, folder)
+    damage(folder)
+    with pytest.raises(BundleError, match=message) as error:
+        load_bundle(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_other_base_weights_are_refused(tiny_bundle_path: Path, tiny_base_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base_path, tmp_path / "base")
+    flip(tmp_path / "base" / "model.safetensors")
+    with pytest.raises(BundleError, match="trained on other weights"):
+        load_bundle(tiny_bundle_path, base=tmp_path / "base")
+    with pytest.raises(BundleError, match=r"holds no model\.safetensors"):
+        load_bundle(tiny_bundle_path, base=tmp_path)
+
+
+def test_an_unknown_name_lists_the_built_in_bundles() -> None:
+    with pytest.raises(BundleError, match="there is no bundle nope"):
+        load_bundle("nope")
+
+
+def test_classify_repeats_itself_and_agrees_with_plain_at_width_1(tiny_bundle_path: Path) -> None:
+    bundle = load_bundle(tiny_bundle_path)
+    answers = bundle.classify(TEXTS)
+    assert answers == load_bundle(tiny_bundle_path).classify(TEXTS)
+    assert [answer.mux_width for answer in answers].count(4) == 4
+    for text, answer in zip(TEXTS, bundle.classify(TEXTS, width=1), strict=True):
+        assert answer.mux_width == 1
+        assert answer.probs == pytest.approx(bundle.classify([text])[0].probs, abs=1e-5)
+    assert bundle.classify([]) == []
+
+
+def test_bfloat16_serves_from_the_same_code(tiny_bundle_path: Path) -> None:
+    """What a CUDA device runs by default also runs here; answers stay close to float32."""
+    half = load_bundle(tiny_bundle_path, dtype=torch.bfloat16).classify(TEXTS)
+    full = load_bundle(tiny_bundle_path).classify(TEXTS)
+    for low, high in zip(half, full, strict=True):
+        assert low.probs == pytest.approx(high.probs, abs=0.15)

@@ -1,0 +1,49 @@
+"""The embedded demo bundle keeps what its card promises, on real text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from revmux_core.bundle import BUILT_IN, Bundle, load_bundle, read_manifest
+from revmux_core.card import model_card
+from revmux_core.data import label_ids, read_examples
+from revmux_core.evaluation import evaluate
+
+# SST-2's development set may not be redistributed, so it is not part of the project.
+SST2_DEV = Path(os.environ.get("SST2_DEV", Path(__file__).parents[3] / "shared/data/sst2/dev.tsv"))
+NAME = "sst2-minilm"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Bundle:
+    return load_bundle(NAME)
+
+
+def test_the_demo_is_small_and_its_card_is_its_manifest() -> None:
+    folder = BUILT_IN / NAME
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 15e6
+    assert (folder / "README.md").read_text() == model_card(read_manifest(folder))
+
+
+def test_three_lines_classify(demo: Bundle) -> None:
+    texts = ["a gripping, generous film", "a waste of two hours", "wonderful", "it limps and then it falls over"]
+    for width in (1, 2, 4):
+        answers = demo.classify(texts, width=width)
+        assert [answer.label for answer in answers] == ["positive", "negative", "positive", "negative"]
+        assert {answer.mux_width for answer in answers} == {width}
+
+
+@pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
+@pytest.mark.parametrize("width", [2, 4])
+def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, width: int) -> None:
+    examples = read_examples(SST2_DEV)
+    samples = demo.tokenizer([(example.text, None) for example in examples])
+    result = evaluate(demo, samples, label_ids(examples, demo.manifest.labels), width, draws=1, seed=1)
+    card = next(row for row in demo.manifest.measured["widths"] if row["width"] == width)
+    assert result.plain_accuracy == pytest.approx(card["plain_accuracy"], abs=0.003)
+    # One draw; draws differ by up to two points.
+    assert result.accuracy == pytest.approx(card["accuracy"], abs=0.02)
+    assert result.agreement == pytest.approx(card["agreement"], abs=0.02)

@@ -1,0 +1,125 @@
+"""Training learns, repeats under a seed, survives a kill, and ends in a bundle that serves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertModel
+from typer.testing import CliRunner
+
+from revmux_core.bundle import load_bundle
+from revmux_core.data import Example
+from revmux_core.errors import RevmuxError
+from revmux_core.training import loop
+from revmux_core.training.loop import Schedule
+from revmux_core.training.losses import LossWeights
+from revmux_core.training.run import Recipe, TrainingError, train
+from server.cli import app
+from tests.tiny import save_tokenizer, tiny_config
+
+EXAMPLES = [
+    Example(f"word{i // 2} {'good' if i % 2 else 'bad'} film {'very ' * (i % 5)}", label=str(i % 2)) for i in range(160)
+]
+
+
+def recipe(model: Path, **changes: object) -> Recipe:
+    settings: dict[str, object] = {
+        "model": str(model),
+        "widths": (2,),
+        "adapters": Schedule(epochs=1, learning_rate=2e-3, batch_size=16),
+        "task": Schedule(epochs=4, learning_rate=5e-3, batch_size=16),
+    }
+    return Recipe(**(settings | changes))  # type: ignore[arg-type]
+
+
+def adapters(bundle: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(bundle.glob("adapters/*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def bare_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder without a classification head."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(tiny_config(initializer_range=0.05)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_a_seed_repeats_a_run_and_a_killed_run_goes_on(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(tiny_base_path)
+    train(settings, EXAMPLES, tmp_path / "whole", "tiny")
+    train(settings, EXAMPLES, tmp_path / "again", "tiny")
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)
+    saves = []
+
+    def save_then_die(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        saves.append(arguments)
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+
+    save = loop._save
+    monkeypatch.setattr(loop, "_save", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, EXAMPLES, tmp_path / "killed", "tiny")
+    monkeypatch.setattr(loop, "_save", save)
+    train(settings, EXAMPLES, tmp_path / "killed", "tiny")
+    whole = adapters(tmp_path / "whole")
+    for other in ("again", "killed"):
+        for name, tensor in adapters(tmp_path / other).items():
+            torch.testing.assert_close(tensor, whole[name], atol=1e-4, rtol=1e-3)
+    with pytest.raises(TrainingError, match="other settings"):
+        train(recipe(tiny_base_path, seed=1), EXAMPLES, tmp_path / "whole", "tiny")
+
+
+def test_unlabelled_text_trains_towards_the_frozen_model(tiny_base_path: Path, tmp_path: Path) -> None:
+    unlabelled = [Example(example.text) for example in EXAMPLES]
+    train(recipe(tiny_base_path, adapters=Schedule(20, 2e-3, 16)), unlabelled, tmp_path / "bundle", "tiny")
+    lines = (tmp_path / "bundle.work" / "metrics.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    assert last["step"] == last["of"] == 200
+    assert last["loss"] < first["loss"]
+    nothing = recipe(tiny_base_path, losses=LossWeights(ce=1, kl=0, infonce=0))
+    with pytest.raises(RevmuxError, match="without labels"):
+        train(nothing, unlabelled, tmp_path / "nothing", "tiny")
+
+
+def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_encoder: Path, tmp_path: Path) -> None:
+    """The whole path of a user: train, evaluate, bench, info, classify."""
+    data = tmp_path / "train.tsv"
+    data.write_text("sentence\tlabel\n" + "".join(f"{e.text}\t{e.label}\n" for e in EXAMPLES))
+    out = tmp_path / "mine"
+    run = CliRunner()
+    command = f"train --model {bare_encoder} --data {data} --out {out} --labels bad,good --width 2 --eval-data {data}"
+    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16 --task-epochs 8 --task-learning-rate 5e-3"
+    result = run.invoke(app, command.split(), catch_exceptions=False)
+    assert result.exit_code == 0
+
+    bundle = load_bundle(out)
+    answers = bundle.classify(["word3 good film", "word3 bad film"], width=1)
+    assert [answer.label for answer in answers] == ["good", "bad"]
+    assert "share of plain" in (out / "README.md").read_text()
+
+    evaluated = run.invoke(app, f"eval --bundle {out} --data {data} --width 2 --draws 3 --json".split())
+    report = json.loads(evaluated.stdout)
+    assert report["plain_accuracy"] > 0.95
+    assert 0.5 < report["accuracy_worst"] <= report["accuracy"] <= 1
+    assert report["agreement_worst"] <= report["agreement"]
+    assert report["samples"] == 160
+
+    timed = json.loads(run.invoke(app, f"bench --bundle {out} --rounds 1 --json".split()).stdout)
+    assert [row["width"] for row in timed["widths"]] == [1, 2]
+    assert timed["widths"][1]["ideal_speedup"] == pytest.approx(1 / 0.75)
+    assert json.loads(run.invoke(app, f"info --bundle {out} --json".split()).stdout)["labels"] == ["bad", "good"]
+
+
+def test_a_bare_encoder_without_labels_is_refused(bare_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="bare encoder"):
+        train(recipe(bare_encoder), [Example("good film")] * 20, tmp_path / "bundle", "tiny")

@@ -1,0 +1,46 @@
+"""Tiny models that tests build for themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+LABELS = ["negative", "neutral", "positive"]
+WORDS = [f"word{i}" for i in range(180)] + ["a", "an", "the", "good", "bad", "film", "is", "not", "very", "."]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LAYERS, HIDDEN, MAX_TOKENS = 4, 32, 64
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A WordPiece tokenizer of about 200 words, saved as a model folder has it."""
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
+    rust = RustTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    rust.normalizer = normalizers.BertNormalizer()
+    rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    rust.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=rust,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+
+
+def tiny_config(**settings: Any) -> BertConfig:
+    """A BERT of 4 layers and d = 32 that knows the words of `save_tokenizer`."""
+    return BertConfig(
+        vocab_size=len(SPECIAL + WORDS),
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=MAX_TOKENS,
+        **settings,
+    )
