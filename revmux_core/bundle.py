@@ -215,7 +215,7 @@ def save_bundle(
     if task is not None:
         # PEFT would record the local path that the base was loaded from.
         task.peft_config["default"].base_model_name_or_path = base.model_id
-        task.save_pretrained(str(folder / "task"), safe_serialization=True)
+        task.save_pretrained(str(folder / "task"), safe_serialization=True, save_embedding_layers=False)
         (folder / "task" / "README.md").unlink(missing_ok=True)
         files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
     entries = []
@@ -225,6 +225,9 @@ def save_bundle(
         save_file(tensors, folder / file)
         entries.append(PointEntry(width=point.width, prefill=point.prefill, upper=point.upper, file=file))
         files.append(file)
+    for file in files:
+        # Some writers make files that their owner alone can read, and a server often runs as another user.
+        (folder / file).chmod(0o644)
     manifest = Manifest(
         name=name,
         base=base,

@@ -28,11 +28,14 @@ def measure_and_write(
 ) -> Manifest:
     """Evaluates and times every width of the bundle in `folder` on held-out samples, and stores and words the result.
 
-    `data` names the samples on the card. `progress` is called `draws` times a width, then once a round of timing.
+    `data` names the samples on the card. `progress` is called after every draw and every round of timing.
     """
     widths = [point.width for point in bundle.classifier.points]
     speeds = measure_speed(bundle, samples, widths, _ROUNDS, BATCH_TOKENS, progress)
-    evaluations = [evaluate(bundle, samples, labels, width, draws, progress=progress) for width in widths]
+    # Width 1 has no partners to draw.
+    evaluations = [
+        evaluate(bundle, samples, labels, width, 1 if width == 1 else draws, progress=progress) for width in widths
+    ]
     adapters = {
         point.width: sum(tensor.numel() for tensor in bundle.classifier.multiplexer(point).parameters())
         for point in bundle.classifier.points
@@ -86,7 +89,7 @@ def model_card(manifest: Manifest) -> str:
         "## What each width costs and gains",
         "",
         f"Measured on {measured['data']}, {measured['widths'][0]['samples']} samples, "
-        f"{measured['widths'][0]['draws']} reshuffles of partners; speed on {measured['machine']}, float32, "
+        f"{measured['widths'][-1]['draws']} reshuffles of partners; speed on {measured['machine']}, float32, "
         "relative to width 1 in the same run. Ideal counts layer compute only.",
         "",
         "| width | prefill layers | ideal speed-up | measured | accuracy (worst draw) | share of plain | "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from revmux_core.errors import RevmuxError
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class OperatingPoint:
@@ -35,9 +37,12 @@ class OperatingPoint:
 
     @classmethod
     def mux(cls, width: int, prefill: int, num_layers: int) -> OperatingPoint:
-        """The paper's point: `width` samples share all layers from `prefill` to the top."""
+        """The paper's point: `width` samples share all layers from `prefill` to the top.
+
+        Raises `RevmuxError` for a prefill that leaves no layer to share.
+        """
         if not 0 <= prefill < num_layers:
-            raise ValueError(f"prefill must be from 0 to {num_layers - 1} for a model of {num_layers} layers")
+            raise RevmuxError(f"prefill must be from 0 to {num_layers - 1} for a model of {num_layers} layers")
         return cls(width=width, prefill=prefill, upper=tuple(range(prefill, num_layers)))
 
     @property

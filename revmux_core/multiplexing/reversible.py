@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing.base import Multiplexer
 
 
@@ -50,23 +51,22 @@ class ReversibleCoupling(nn.Module):
 class ReversibleMultiplexer(Multiplexer):
     """Down projection, reversible coupling, and after the shared layers its inverse and the up projection.
 
-    Two departures from the paper, both measured in `docs/performance.md`: GELU without dropout in place of ReLU with
-    it, and a shortcut. The up projection also reads the sample's own pooled prefill state, which no partner has
-    touched, and its output is added to that of a linear map of it.
+    Two departures from the paper: GELU without dropout in place of ReLU with it, and a shortcut (measured in
+    `docs/performance.md`): the up projection also reads the sample's own pooled prefill state, which no partner has
+    touched.
 
-    Raises `ValueError` when `width` does not divide `hidden_size`.
+    Raises `RevmuxError` when `width` does not divide `hidden_size`.
     """
 
-    def __init__(self, width: int, hidden_size: int, shortcut: bool = True) -> None:
+    def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__()
         if width < 2 or hidden_size % width:
-            raise ValueError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
+            raise RevmuxError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
         self.width = width
         self.block = hidden_size // width
-        self.shortcut = shortcut
         self.down = nn.Linear(hidden_size, self.block)
         self.coupling = ReversibleCoupling(width, self.block, hidden_size)
-        self.up = mlp(self.block + (hidden_size if shortcut else 0), 3 * hidden_size, 3 * hidden_size, hidden_size)
+        self.up = mlp(self.block + hidden_size, 3 * hidden_size, 3 * hidden_size, hidden_size)
 
     def multiplex(self, hidden: Tensor) -> Tensor:
         """Prefilled samples `[B, N, T, d]`, zero where padded, to composites `[B, T, d]`."""
@@ -81,6 +81,4 @@ class ReversibleMultiplexer(Multiplexer):
         """
         blocks = self.coupling.inverse(pooled.unflatten(-1, (self.width, self.block)))
         block = blocks[torch.arange(len(slots), device=slots.device), slots]
-        if self.shortcut:
-            block = torch.cat([block, own], dim=-1)
-        return self.up(block)
+        return self.up(torch.cat([block, own], dim=-1))

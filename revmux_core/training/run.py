@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,7 @@ def train(
     found = find_base(recipe.model, base)
     labels, is_classifier = _labels(found, recipe, examples)
     work = out.with_name(out.name + ".work")
-    _same_settings(work, recipe)
+    _same_run(work, recipe, examples)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
 
@@ -87,7 +88,11 @@ def train(
     samples = tokenizer([(example.text, example.pair) for example in examples])
     targets = label_ids(examples, labels)
     prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
-    points = [OperatingPoint.mux(width, prefill, backbone.num_layers) for width in sorted(set(recipe.widths))]
+    # Width 1 needs no adapters: it is always there.
+    points = [OperatingPoint.mux(width, prefill, backbone.num_layers) for width in sorted({*recipe.widths} - {1})]
+    multiplexers = {point: ReversibleMultiplexer(point.width, backbone.hidden_size) for point in points}
+    if not multiplexers:
+        raise TrainingError("there is nothing to train: name at least one --width of 2 or more")
     seconds = {}
 
     task: PeftModel | None = None
@@ -107,12 +112,10 @@ def train(
             precision,
         )
         # The merged copy is what gets frozen; the adapters apart are what the bundle stores.
-        task.save_pretrained(str(work / "task"), safe_serialization=True)
+        task.save_pretrained(str(work / "task"), safe_serialization=True, save_embedding_layers=False)
         merged = PeftModel.from_pretrained(load_model(found.folder, found.folder, labels), str(work / "task"))
         backbone = view(merged.merge_and_unload().to(device))
 
-    torch.manual_seed(recipe.seed)
-    multiplexers = {point: ReversibleMultiplexer(point.width, backbone.hidden_size) for point in points}
     states = compute_states(backbone, samples, [prefill], work, tokenizer.pad_id, device, precision)
     seconds["adapters"] = train_adapters(
         backbone, multiplexers, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
@@ -157,11 +160,12 @@ def _labels(found: BaseModel, recipe: Recipe, examples: Sequence[Example]) -> tu
     return sorted(names), False
 
 
-def _same_settings(work: Path, recipe: Recipe) -> None:
-    """Refuses to go on from a checkpoint of other settings."""
+def _same_run(work: Path, recipe: Recipe, examples: Sequence[Example]) -> None:
+    """Refuses to go on from a checkpoint of other settings or data."""
     work.mkdir(parents=True, exist_ok=True)
-    path = work / "recipe.json"
-    settings = json.loads(json.dumps(asdict(recipe)))
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise TrainingError(f"{work} holds a run with other settings: remove it, or name another --out")
-    path.write_text(json.dumps(settings, indent=1))
+    path = work / "run.json"
+    data = hashlib.sha256(repr(examples).encode()).hexdigest()
+    run = json.dumps({"recipe": asdict(recipe), "data_sha256": data}, indent=1)
+    if path.is_file() and path.read_text() != run:
+        raise TrainingError(f"{work} holds a run with other settings or data: remove it, or name another --out")
+    path.write_text(run)
