@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.bundle import BundleError, load_bundle
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
@@ -85,3 +86,16 @@ def test_bfloat16_serves_from_the_same_code(tiny_bundle_path: Path) -> None:
     full = load_bundle(tiny_bundle_path).classify(TEXTS)
     for low, high in zip(half, full, strict=True):
         assert low.probs == pytest.approx(high.probs, abs=0.15)
+
+
+def test_the_base_is_found_in_the_hugging_face_cache(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--org--tiny"
+    shutil.copytree(tiny_base_path, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert sha256(find_base("org/tiny").weights) == sha256(tiny_base_path / "model.safetensors")
+    with pytest.raises(BaseModelError, match="org/other is neither a local folder nor in the Hugging Face cache"):
+        find_base("org/other")
