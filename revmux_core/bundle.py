@@ -213,10 +213,7 @@ def save_bundle(
         (folder / "backbone" / file).write_bytes((source / file).read_bytes())
     files = ["backbone/config.json", *(f"backbone/{file}" for file in _TOKENIZER_FILES)]
     if task is not None:
-        # PEFT would record the local path that the base was loaded from.
-        task.peft_config["default"].base_model_name_or_path = base.model_id
-        task.save_pretrained(str(folder / "task"), safe_serialization=True, save_embedding_layers=False)
-        (folder / "task" / "README.md").unlink(missing_ok=True)
+        save_task(task, folder / "task", base.model_id)
         files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
     entries = []
     for point, multiplexer in sorted(multiplexers.items()):
@@ -241,6 +238,15 @@ def save_bundle(
     )
     _write_manifest(folder, manifest)
     return manifest
+
+
+def save_task(task: PeftModel, folder: Path, model_id: str) -> None:
+    """Writes the task's LoRA updates and head, in float16 as the adapters."""
+    # PEFT would record the local path that the base was loaded from.
+    task.peft_config["default"].base_model_name_or_path = model_id
+    half = {name: value.half() if value.is_floating_point() else value for name, value in task.state_dict().items()}
+    task.save_pretrained(str(folder), state_dict=half, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:

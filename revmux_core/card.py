@@ -83,7 +83,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         f"- Base model: `{manifest.base.model_id}`, frozen, not included; `model.safetensors` has SHA-256 "
         f"`{manifest.base.sha256}`.",
-        f"- Tuned on the task here: {'yes, LoRA and a head, merged at load' if manifest.tuned else 'no'}.",
+        f"- Tuned on the task here: {'yes, low-rank updates and a head, merged at load' if manifest.tuned else 'no'}.",
         f"- Longest input: {manifest.max_tokens} tokens; longer ones are cut.",
         "",
         "## What each width costs and gains",

@@ -30,6 +30,8 @@ class Tokenizer:
         self._backend.no_padding()
         self._segmented = "token_type_ids" in tokenizer.model_input_names
         self.pad_id = int(tokenizer.pad_token_id)
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.special_ids: list[int] = tokenizer.all_special_ids
         self.max_tokens = max_tokens
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:

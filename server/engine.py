@@ -64,13 +64,11 @@ class Engine:
         seconds = time.perf_counter() - start
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model answered with NaN or infinity")
-        return Scores(logits.tolist(), activate(logits).tolist(), seconds)
+        return Scores(logits.tolist(), softmax(logits).tolist(), seconds)
 
 
-def activate(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `[S, C]`: softmax, or the sigmoid of a model with a single label."""
-    if logits.shape[1] == 1:
-        return 1 / (1 + np.exp(-logits))
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax of logits `[S, C]`: the probabilities."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 

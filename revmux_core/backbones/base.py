@@ -19,8 +19,9 @@ class Backbone(Protocol):
 
     Chaining `embed`, `run` over all layers, `pool` and `head` is exactly the untouched model. A layer is whatever can
     run between two composites: an encoder-decoder family counts its one decoder step as the last layer, a decoder-only
-    family closes over its causal mask and positions in `run`. `lora_targets` names the linear maps inside the layers,
-    `head_modules` the modules after them, by their paths in `model`: what tuning on a task trains.
+    family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
+    maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
+    trains.
     """
 
     model: PreTrainedModel

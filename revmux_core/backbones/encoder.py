@@ -56,7 +56,8 @@ class EncoderBackbone:
         self.num_layers = len(self._layers)
         self.hidden_size = config.hidden_size
         names = {module: name for name, module in model.named_modules()}
-        self.lora_targets = [names[m] for m in self._layers.modules() if isinstance(m, nn.Linear)]
+        linear = [module for module in self._layers.modules() if isinstance(module, nn.Linear)]
+        self.lora_targets = [names[module] for module in (model.get_input_embeddings(), *linear)]
         heads = [getattr(self._encoder, "pooler", None), getattr(model, "pre_classifier", None), model.classifier]
         self.head_modules = [names[module] for module in heads if module is not None]
         # RoBERTa counts positions from padding_idx + 1, so its table is longer than the texts it can hold.

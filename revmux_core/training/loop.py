@@ -81,6 +81,7 @@ def train_loop(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=schedule.learning_rate,
+        fused=True,
     )
     epoch_steps = math.ceil(len(lengths) / schedule.batch_size)
     total = max(1, round(schedule.epochs * epoch_steps))
@@ -144,7 +145,6 @@ def _restore(path: Path, parameters: Mapping[str, Parameter], optimizer: torch.o
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(name))
             optimizer.state[parameter] = {
-                key: file.get_tensor(f"{key}:{name}").to("cpu" if key == "step" else parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: file.get_tensor(f"{key}:{name}").to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
     return int(metadata["steps"]), float(metadata["seconds"])

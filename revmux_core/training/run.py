@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from revmux_core.backbones import view
 from revmux_core.base_model import BaseModel, find_base, sha256
-from revmux_core.bundle import BaseEntry, load_model, save_bundle
+from revmux_core.bundle import BaseEntry, load_model, save_bundle, save_task
 from revmux_core.data import Example, label_ids
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import ReversibleMultiplexer
@@ -48,8 +48,8 @@ class Recipe:
     max_tokens: int = 512
     losses: LossWeights = field(default_factory=LossWeights)
     adapters: Schedule = field(default_factory=lambda: Schedule(epochs=8, learning_rate=7e-4))
-    task: Schedule = field(default_factory=lambda: Schedule(epochs=2, learning_rate=8e-4))
-    lora_rank: int = 16
+    task: Schedule = field(default_factory=lambda: Schedule(epochs=2, learning_rate=6e-5, batch_size=32))
+    lora_rank: int = 32
     seed: int = 0
     precision: str = "auto"
 
@@ -100,19 +100,19 @@ def train(
         if targets is None:
             raise TrainingError(f"{recipe.model} is a bare encoder: tuning it needs labelled text (--label-column)")
         task, seconds["task"] = tune(
-            model,
+            lambda: load_model(found.folder, found.folder, labels),
             samples,
             targets,
             recipe.task,
             recipe.lora_rank,
             work,
-            tokenizer.pad_id,
+            tokenizer,
             recipe.seed,
             device,
             precision,
         )
         # The merged copy is what gets frozen; the adapters apart are what the bundle stores.
-        task.save_pretrained(str(work / "task"), safe_serialization=True, save_embedding_layers=False)
+        save_task(task, work / "task", recipe.model)
         merged = PeftModel.from_pretrained(load_model(found.folder, found.folder, labels), str(work / "task"))
         backbone = view(merged.merge_and_unload().to(device))
 

@@ -31,7 +31,7 @@ def recipe(model: Path, **changes: object) -> Recipe:
         "model": str(model),
         "widths": (2,),
         "adapters": Schedule(epochs=1, learning_rate=2e-3, batch_size=16),
-        "task": Schedule(epochs=4, learning_rate=5e-3, batch_size=16),
+        "task": Schedule(epochs=4, learning_rate=2e-3, batch_size=16),
     }
     return Recipe(**(settings | changes))  # type: ignore[arg-type]
 
@@ -98,7 +98,8 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     out = tmp_path / "mine"
     run = CliRunner()
     command = f"train --model {bare_encoder} --data {data} --out {out} --labels bad,good --width 2 --eval-data {data}"
-    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16 --task-epochs 8 --task-learning-rate 5e-3"
+    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16"
+    command += " --task-epochs 8 --task-learning-rate 2e-3 --task-batch-size 16"
     result = run.invoke(app, command.split(), catch_exceptions=False)
     assert result.exit_code == 0
 
