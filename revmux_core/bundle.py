@@ -16,22 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from revmux_core.backbones import view
+from revmux_core.backbones import Backbone, view
 from revmux_core.base_model import BaseModelError, find_base, sha256
-from revmux_core.classifier import MuxClassifier
+from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import ReversibleMultiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, METHODS, make_multiplexer, method_of
 from revmux_core.offline import BATCH_TOKENS, Prediction, run_all
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import Tokenizer
@@ -39,6 +38,8 @@ from revmux_core.tokenization import Tokenizer
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
+# Names of the upper layers' updates in an adapter file begin with this.
+_DELTAS = "deltas."
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -59,12 +60,20 @@ class PointEntry(BaseModel):
     width: int
     prefill: int
     upper: tuple[int, ...]
-    method: Literal["revmux"] = "revmux"
+    method: str = DEFAULT_METHOD
+    delta_rank: int = Field(0, ge=0)
     file: str
 
     @property
     def point(self) -> OperatingPoint:
         return OperatingPoint(self.width, self.prefill, self.upper)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"{method} is none of {', '.join(METHODS)}")
+        return method
 
 
 class Manifest(BaseModel):
@@ -86,10 +95,6 @@ class Manifest(BaseModel):
     def points(self) -> list[OperatingPoint]:
         """The multiplexed points."""
         return [entry.point for entry in self.adapters]
-
-    def digest(self) -> str:
-        """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +158,12 @@ def load_bundle(
         model = load_model(found.folder, folder / "backbone", manifest.labels)
         if manifest.tuned:
             model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
-        multiplexers = {entry.point: _read_adapters(folder / entry.file, entry, model) for entry in manifest.adapters}
+        backbone = view(model)
+        adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error
-    classifier = MuxClassifier(view(model), multiplexers).to(device=device, dtype=dtype)
+    classifier = MuxClassifier(backbone, adapters).to(device=device, dtype=dtype)
     return Bundle(manifest, classifier, tokenizer)
 
 
@@ -168,7 +174,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is truncated or not JSON: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -177,13 +183,15 @@ def read_manifest(folder: Path) -> Manifest:
             "upgrade revmux-server"
         )
     digest = content.pop("digest", None) if isinstance(content, dict) else None
+    # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
+    altered = digest != _digest(content)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BundleError(f"{path} is not a valid manifest: {where}: {first['msg']}") from error
-    if manifest.digest() != digest:
+    if altered:
         raise BundleError(f"{path} was altered after it was saved: its digest does not match")
     return manifest
 
@@ -197,7 +205,7 @@ def save_bundle(
     max_tokens: int,
     source: Path,
     task: PeftModel | None,
-    multiplexers: Mapping[OperatingPoint, nn.Module],
+    adapters: Mapping[OperatingPoint, Adapters],
     num_layers: int,
     training: dict[str, Any],
 ) -> Manifest:
@@ -216,11 +224,24 @@ def save_bundle(
         save_task(task, folder / "task", base.model_id)
         files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
     entries = []
-    for point, multiplexer in sorted(multiplexers.items()):
+    for point, adapter in sorted(adapters.items()):
         file = f"adapters/{point.name}.safetensors"
-        tensors = {key: value.detach().to("cpu", torch.float16) for key, value in multiplexer.state_dict().items()}
-        save_file(tensors, folder / file)
-        entries.append(PointEntry(width=point.width, prefill=point.prefill, upper=point.upper, file=file))
+        tensors, rank = adapter.multiplexer.state_dict(), 0
+        if adapter.deltas is not None:
+            rank = adapter.deltas.rank
+            tensors |= {_DELTAS + name: tensor for name, tensor in adapter.deltas.updates().items()}
+        half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+        save_file(half, folder / file)
+        entries.append(
+            PointEntry(
+                width=point.width,
+                prefill=point.prefill,
+                upper=point.upper,
+                method=method_of(adapter.multiplexer),
+                delta_rank=rank,
+                file=file,
+            )
+        )
         files.append(file)
     for file in files:
         # Some writers make files that their owner alone can read, and a server often runs as another user.
@@ -315,14 +336,26 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
 
 
-def _read_adapters(path: Path, entry: PointEntry, model: PreTrainedModel) -> ReversibleMultiplexer:
-    multiplexer = ReversibleMultiplexer(entry.width, model.config.hidden_size)
-    multiplexer.load_state_dict(load_file(path))
-    return multiplexer
+def _read_adapters(path: Path, entry: PointEntry, backbone: Backbone) -> Adapters:
+    tensors = load_file(path)
+    updates = {name.removeprefix(_DELTAS): tensors.pop(name) for name in list(tensors) if name.startswith(_DELTAS)}
+    multiplexer = make_multiplexer(entry.method, entry.width, backbone.hidden_size)
+    multiplexer.load_state_dict(tensors)
+    adapters = make_adapters(backbone, entry.point, multiplexer, entry.delta_rank)
+    if adapters.deltas is not None:
+        adapters.deltas.load_updates(updates)
+        adapters.deltas.merge()
+    return adapters
+
+
+def _digest(content: object) -> str:
+    """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = manifest.model_dump(mode="json") | {"digest": manifest.digest()}
+    content = manifest.model_dump(mode="json")
+    content["digest"] = _digest(content)
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, folder / MANIFEST)

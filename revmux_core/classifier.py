@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -12,16 +12,41 @@ from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
 from revmux_core.batch import MuxBatch
+from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
+
+
+class Adapters(nn.Module):
+    """All that belongs to one multiplexed operating point beside the frozen backbone.
+
+    `deltas` holds the point's own versions of its upper layers; None runs the frozen ones.
+    """
+
+    def __init__(self, multiplexer: Multiplexer, deltas: DeltaLayers | None = None) -> None:
+        super().__init__()
+        self.multiplexer = multiplexer
+        self.deltas = deltas
+
+    def layers(self, backbone: Backbone, point: OperatingPoint, lo: int, hi: int) -> Sequence[nn.Module]:
+        """What runs on composites as layers `lo` to `hi - 1`, all of them upper layers of `point`."""
+        if self.deltas is None:
+            return backbone.layers(lo, hi)
+        return [layer for number, layer in zip(point.upper, self.deltas.layers, strict=True) if lo <= number < hi]
+
+
+def make_adapters(backbone: Backbone, point: OperatingPoint, multiplexer: Multiplexer, delta_rank: int) -> Adapters:
+    """Untrained adapters of `point`, on the backbone's device; `delta_rank` 0 leaves its upper layers frozen."""
+    layers = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
+    return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if delta_rank else None)
 
 
 @dataclass(slots=True)
 class Composites:
     """What the upper layers run on, and what separating the answers needs.
 
-    `hidden` `[B, T, d]` and `mask` `[B, T]` (the union of the members' masks) are the composites; `own` `[B*N, d]` is
-    each sample's own pooled prefill state and `own_mask` `[B*N, T]` its own mask.
+    `hidden` and `mask` are what `Multiplexer.multiplex` made; `own` `[B*N, k]` is each sample's own shortcut around
+    the composites and `own_mask` `[B*N, T]` its own mask.
     """
 
     hidden: Tensor
@@ -36,21 +61,24 @@ def multiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask
     Padded positions are zeroed first: what an encoder computes there is arbitrary and must not reach a partner.
     """
     rows = torch.arange(len(hidden), device=hidden.device)
-    own = backbone.pool(hidden, rows, mask)
+    pooled = backbone.pool(hidden, rows, mask)
     hidden = hidden * mask.unsqueeze(-1).to(hidden.dtype)
+    own = multiplexer.shortcut(hidden, mask, pooled)
     width = multiplexer.width
-    composite = multiplexer.multiplex(hidden.unflatten(0, (-1, width)))
-    return Composites(composite, mask.unflatten(0, (-1, width)).amax(dim=1), own, mask)
+    composite, union = multiplexer.multiplex(hidden.unflatten(0, (-1, width)), mask.unflatten(0, (-1, width)))
+    return Composites(composite, union, own, mask)
 
 
 def demultiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites) -> Tensor:
-    """The upper layers' output on the composites, `[B, T, d]`, to one pooled state per sample, `[B*N, d]`."""
+    """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`."""
     samples = torch.arange(len(composites.own), device=hidden.device)
-    pooled = backbone.pool(hidden, samples // multiplexer.width, composites.own_mask)
-    return multiplexer.demultiplex(pooled, samples % multiplexer.width, composites.own)
+    rows = samples if multiplexer.rows_apart else samples // multiplexer.width
+    text, appended = hidden.split([hidden.shape[1] - multiplexer.appended, multiplexer.appended], dim=1)
+    pooled = backbone.pool(text, rows, composites.own_mask)
+    return multiplexer.demultiplex(pooled, samples % multiplexer.width, composites.own, appended[rows])
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Track:
     """One group on its way through the layers: its rows become composites where its prefill ends."""
 
@@ -63,21 +91,21 @@ class _Track:
 class MuxClassifier(nn.Module):
     """Prefill, multiplex, upper layers, demultiplex, head: for samples that sit at different points of one batch.
 
-    `multiplexers` maps every multiplexed point to its adapters. Plain inference needs none and is always there.
+    `adapters` has those of every multiplexed point. Plain inference needs none and is always there.
     """
 
-    def __init__(self, backbone: Backbone, multiplexers: Mapping[OperatingPoint, Multiplexer]) -> None:
+    def __init__(self, backbone: Backbone, adapters: Mapping[OperatingPoint, Adapters]) -> None:
         super().__init__()
         self.backbone = backbone
         self.plain = OperatingPoint.plain(backbone.num_layers)
-        self.points = (self.plain, *sorted(multiplexers))
+        self.points = (self.plain, *sorted(adapters))
         # Registered, so that `.to(device)` moves the frozen weights and the adapters together.
         self.frozen = backbone.model
-        self.adapters = nn.ModuleDict({_key(point): module for point, module in multiplexers.items()})
+        self.adapters = nn.ModuleDict({_key(point): module for point, module in adapters.items()})
         self.eval()
 
-    def multiplexer(self, point: OperatingPoint) -> Multiplexer:
-        return cast(Multiplexer, self.adapters[_key(point)])
+    def adapters_of(self, point: OperatingPoint) -> Adapters:
+        return cast(Adapters, self.adapters[_key(point)])
 
     @torch.inference_mode()
     def forward(self, batch: MuxBatch) -> Tensor:
@@ -90,7 +118,8 @@ class MuxClassifier(nn.Module):
     def _states(self, batch: MuxBatch) -> Tensor:
         """The pooled states `[S, d]` that the head reads, in plan order.
 
-        All groups that run a layer run it in one call, so samples of different points share every matrix product.
+        All groups that run a frozen layer run it in one call, so samples of different points share every matrix
+        product; composites of a point with layers of its own run those apart.
         """
         backbone = self.backbone
         hidden = backbone.embed(batch.ids, batch.mask, batch.type_ids)
@@ -102,21 +131,35 @@ class MuxClassifier(nn.Module):
         for lo, hi in _spans([track.point for track in tracks], backbone.num_layers):
             for track in tracks:
                 if track.point.prefill == lo and not track.point.is_plain:
-                    track.composites = multiplex(backbone, self.multiplexer(track.point), track.hidden, track.mask)
+                    adapters = self.adapters_of(track.point)
+                    track.composites = multiplex(backbone, adapters.multiplexer, track.hidden, track.mask)
                     track.hidden, track.mask = track.composites.hidden, track.composites.mask
             active = [track for track in tracks if track.point.runs(lo)]
-            if not active:
-                continue
-            hidden = backbone.run(_cat([t.hidden for t in active]), _cat([t.mask for t in active]), lo, hi)
-            for track, rows in zip(active, hidden.split([len(t.hidden) for t in active]), strict=True):
-                track.hidden = rows
+            apart = [track for track in active if self._runs_apart(track)]
+            for track in apart:
+                layers = self.adapters_of(track.point).layers(backbone, track.point, lo, hi)
+                track.hidden = backbone.run(track.hidden, track.mask, layers)
+            shared = [track for track in active if track not in apart]
+            if shared:
+                states, mask = _cat([t.hidden for t in shared]), _cat([t.mask for t in shared])
+                states = backbone.run(states, mask, backbone.layers(lo, hi))
+                for track, rows in zip(shared, states.split([len(t.hidden) for t in shared]), strict=True):
+                    track.hidden = rows
         return _cat([self._pool(track) for track in tracks])
+
+    def _runs_apart(self, track: _Track) -> bool:
+        """Whether a track is of composites that the frozen layers, or the shape of the other rows, do not fit."""
+        if track.composites is None:
+            return False
+        adapters = self.adapters_of(track.point)
+        return adapters.deltas is not None or track.hidden.shape[1] != track.composites.own_mask.shape[1]
 
     def _pool(self, track: _Track) -> Tensor:
         if track.composites is None:
             rows = torch.arange(len(track.hidden), device=track.hidden.device)
             return self.backbone.pool(track.hidden, rows, track.mask)
-        return demultiplex(self.backbone, self.multiplexer(track.point), track.hidden, track.composites)
+        multiplexer = self.adapters_of(track.point).multiplexer
+        return demultiplex(self.backbone, multiplexer, track.hidden, track.composites)
 
 
 def _key(point: OperatingPoint) -> str:

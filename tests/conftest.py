@@ -13,7 +13,8 @@ from transformers import BertForSequenceClassification
 
 from revmux_core.base_model import sha256
 from revmux_core.bundle import BaseEntry, Bundle, load_bundle, save_bundle
-from revmux_core.multiplexing import ReversibleMultiplexer
+from revmux_core.classifier import Adapters
+from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
 from tests.tiny import HIDDEN, LABELS, LAYERS, MAX_TOKENS, save_tokenizer, tiny_config
 
@@ -47,7 +48,9 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
         max_tokens=MAX_TOKENS,
         source=tiny_base_path,
         task=None,
-        multiplexers={OperatingPoint.mux(width, 2, LAYERS): ReversibleMultiplexer(width, HIDDEN) for width in (2, 4)},
+        adapters={
+            OperatingPoint.mux(width, 2, LAYERS): Adapters(ReversibleMultiplexer(width, HIDDEN)) for width in (2, 4)
+        },
         num_layers=LAYERS,
         training={},
     )

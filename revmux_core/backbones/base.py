@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class UnsupportedModelError(RevmuxError):
 class Backbone(Protocol):
     """What multiplexing needs to know of a frozen model.
 
-    Chaining `embed`, `run` over all layers, `pool` and `head` is exactly the untouched model. A layer is whatever can
+    Chaining `embed`, `run` over all `layers`, `pool` and `head` is exactly the untouched model. A layer is whatever can
     run between two composites: an encoder-decoder family counts its one decoder step as the last layer, a decoder-only
     family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
     maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
@@ -36,8 +37,12 @@ class Backbone(Protocol):
         """Ids `[S, T]` to hidden states `[S, T, d]`."""
         ...
 
-    def run(self, hidden: Tensor, mask: Tensor, lo: int, hi: int) -> Tensor:
-        """Layers `lo` to `hi - 1` over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
+    def layers(self, lo: int, hi: int) -> Sequence[nn.Module]:
+        """The frozen layers `lo` to `hi - 1`; `run` takes these, or changed copies of them."""
+        ...
+
+    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
         ...
 
     def pool(self, hidden: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
@@ -50,6 +55,10 @@ class Backbone(Protocol):
 
     def head(self, pooled: Tensor) -> Tensor:
         """Pooled states `[S, d]` to logits `[S, C]`."""
+        ...
+
+    def pruned(self, layers: Sequence[int]) -> PreTrainedModel:
+        """A copy of `model` that has only these of its layers."""
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,11 +74,14 @@ class EncoderBackbone:
             hidden = self._encoder.embeddings_project(hidden)
         return hidden
 
-    def run(self, hidden: Tensor, mask: Tensor, lo: int, hi: int) -> Tensor:
+    def layers(self, lo: int, hi: int) -> Sequence[nn.Module]:
+        return list(self._layers[lo:hi])
+
+    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         attention_mask = create_bidirectional_mask(
             config=self._encoder.config, inputs_embeds=hidden, attention_mask=mask
         )
-        for layer in self._layers[lo:hi]:
+        for layer in layers:
             hidden = layer(hidden, attention_mask)
         return hidden
 
@@ -90,3 +95,21 @@ class EncoderBackbone:
         if self._family == "distilbert":
             return model.classifier(model.dropout(torch.relu(model.pre_classifier(pooled))))
         return model.classifier(pooled.unsqueeze(1))
+
+    def pruned(self, layers: Sequence[int]) -> PreTrainedModel:
+        config = copy.deepcopy(self.model.config)
+        config.num_hidden_layers = len(layers)
+        student = type(self.model)(config)
+        names = {module: name for name, module in self.model.named_modules()}
+        (stack,) = {names[layer].rpartition(".")[0] for layer in self._layers}
+        renamed = {f"{stack}.{old}.": f"{stack}.{new}." for new, old in enumerate(layers)}
+        tensors = {}
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith(f"{stack}."):
+                old = next((prefix for prefix in renamed if name.startswith(prefix)), None)
+                if old is None:
+                    continue
+                name = renamed[old] + name.removeprefix(old)
+            tensors[name] = tensor
+        student.load_state_dict(tensors)
+        return student

@@ -1,6 +1,37 @@
 """Multiplexers: how N samples become one composite, and one composite's output N answers."""
 
-from revmux_core.multiplexing.base import Multiplexer
-from revmux_core.multiplexing.reversible import ReversibleMultiplexer
+from __future__ import annotations
 
-__all__ = ["Multiplexer", "ReversibleMultiplexer"]
+from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing.base import Multiplexer
+from revmux_core.multiplexing.datamux import DataMuxMultiplexer
+from revmux_core.multiplexing.muxplm import MuxPlmMultiplexer
+from revmux_core.multiplexing.published import OneWayMultiplexer, PublishedMultiplexer, VanillaAdapterMultiplexer
+from revmux_core.multiplexing.reversible import ReversibleMultiplexer
+from revmux_core.multiplexing.tokenpool import TokenPoolMultiplexer
+
+__all__ = ["DEFAULT_METHOD", "METHODS", "Multiplexer", "make_multiplexer", "method_of"]
+
+DEFAULT_METHOD = "revmux"
+
+METHODS: dict[str, type[Multiplexer]] = {
+    DEFAULT_METHOD: ReversibleMultiplexer,
+    "revmux-published": PublishedMultiplexer,
+    "one-way": OneWayMultiplexer,
+    "vanilla-adapter": VanillaAdapterMultiplexer,
+    "datamux": DataMuxMultiplexer,
+    "mux-plm": MuxPlmMultiplexer,
+    "token-pool": TokenPoolMultiplexer,
+}
+
+
+def make_multiplexer(method: str, width: int, hidden_size: int) -> Multiplexer:
+    """An untrained multiplexer. Raises `RevmuxError` for an unknown method or a width that does not fit."""
+    if method not in METHODS:
+        raise RevmuxError(f"there is no method {method}: use one of {', '.join(METHODS)}")
+    return METHODS[method](width, hidden_size)
+
+
+def method_of(multiplexer: Multiplexer) -> str:
+    """The name by which `make_multiplexer` makes such a multiplexer."""
+    return next(name for name, kind in METHODS.items() if type(multiplexer) is kind)

@@ -6,19 +6,47 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from revmux_core.errors import RevmuxError
+
 
 class Multiplexer(ABC, nn.Module):
-    """Adapters of one operating point. Shapes: B composites of N samples, S samples, T positions, hidden size d."""
+    """Adapters of one operating point. Shapes: B composites of N samples, S samples, T positions, hidden size d.
 
-    width: int
+    `appended` is the number of positions that `multiplex` adds after those of the text, for its own use. Where
+    `rows_apart` holds, a composite is not one row of the upper layers but N, one for each of its samples.
+    """
+
+    appended: int = 0
+    rows_apart: bool = False
+
+    def __init__(self, width: int, hidden_size: int) -> None:
+        """Raises `RevmuxError` when `width` does not divide `hidden_size`."""
+        super().__init__()
+        if width < 2 or hidden_size % width:
+            raise RevmuxError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
+        self.width = width
+        self.hidden_size = hidden_size
 
     @abstractmethod
-    def multiplex(self, hidden: Tensor) -> Tensor:
-        """Prefilled samples `[B, N, T, d]`, zero where padded, to composites `[B, T, d]`."""
+    def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefilled samples `[B, N, T, d]`, zero where their `mask` `[B, N, T]` is, to composites and their mask.
+
+        Composites are `[B, T + appended, d]`, their mask `[B, T + appended]`; with `rows_apart` B*N rows, each as
+        long as the multiplexer makes it.
+        """
+
+    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        """What `demultiplex` reads of a sample's own prefill states, which no partner has touched: `[S, k]`.
+
+        `hidden` `[S, T, d]` are the states, zero where `mask` `[S, T]` is; `pooled` `[S, d]` is what the head would
+        read of them. By default nothing, k = 0: as all published methods have it.
+        """
+        return pooled[:, :0]
 
     @abstractmethod
-    def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor) -> Tensor:
+    def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         """Pooled composite outputs `[S, d]` to one state per sample `[S, d]`.
 
-        `slots` `[S]` is each sample's place in its composite; `own` `[S, d]` its own pooled prefill state.
+        `slots` `[S]` is each sample's place in its composite, 0..N-1; `own` `[S, k]` is its shortcut; `appended`
+        `[S, appended, d]` is the output of its composite's added positions.
         """

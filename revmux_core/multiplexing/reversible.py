@@ -1,4 +1,4 @@
-"""RevMUX: reversible multiplexing (Xu et al., EMNLP 2024, arXiv 2410.04519, section 3)."""
+"""RevMUX: reversible multiplexing (Xu et al., EMNLP 2024, arXiv 2410.04519, section 3), with our departures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing.base import Multiplexer
 
 
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of the given sizes with GELU between them."""
+def mlp(*sizes: int, activation: type[nn.Module] = nn.GELU, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of the given sizes with an activation, and dropout where asked for, between them."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+        if layers:
+            layers += [activation(), nn.Dropout(dropout)] if dropout else [activation()]
+        layers.append(nn.Linear(fan_in, fan_out))
+    return nn.Sequential(*layers)
 
 
 class ReversibleCoupling(nn.Module):
@@ -26,9 +27,13 @@ class ReversibleCoupling(nn.Module):
     equations 3 and 4. The inverse runs from k = N down: every step subtracts a function of a value it already knows.
     """
 
-    def __init__(self, width: int, block: int, hidden: int) -> None:
+    def __init__(
+        self, width: int, block: int, hidden: int, activation: type[nn.Module] = nn.GELU, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.functions = nn.ModuleList(mlp(block, hidden, block) for _ in range(width))
+        self.functions = nn.ModuleList(
+            mlp(block, hidden, block, activation=activation, dropout=dropout) for _ in range(width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Blocks `[..., N, d/N]` to coupled blocks of the same shape."""
@@ -48,37 +53,56 @@ class ReversibleCoupling(nn.Module):
         return torch.stack(blocks, dim=-2)
 
 
+class AttentionPool(nn.Module):
+    """Learned queries that read a whole text: multi-head attention whose queries do not depend on the text.
+
+    A head costs T x d multiplications a sample twice, which is next to nothing beside a layer's 12 x T x d^2.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        # Heads of 32 channels, as in the small encoders that are multiplexed most.
+        self.heads = hidden_size // 32 if hidden_size % 32 == 0 else 1
+        self.queries = nn.Parameter(torch.randn(self.heads, hidden_size) * hidden_size**-0.5)
+        self.values = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """States `[S, T, d]` with masks `[S, T]`, of at least one token each, to `[S, d]`."""
+        scores = (hidden @ self.queries.T).masked_fill(mask.unsqueeze(-1) == 0, float("-inf"))
+        read = scores.softmax(dim=1).transpose(1, 2) @ hidden
+        values = self.values.weight.unflatten(0, (self.heads, -1))
+        return torch.einsum("skd,kvd->skv", read, values).flatten(1) + self.values.bias
+
+
 class ReversibleMultiplexer(Multiplexer):
     """Down projection, reversible coupling, and after the shared layers its inverse and the up projection.
 
-    Two departures from the paper: GELU without dropout in place of ReLU with it, and a shortcut (measured in
-    `docs/performance.md`): the up projection also reads the sample's own pooled prefill state, which no partner has
-    touched.
-
-    Raises `RevmuxError` when `width` does not divide `hidden_size`.
+    Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, an up
+    projection of width 2d in place of 3d, and a shortcut: it also reads the sample's own prefill states, pooled and
+    through an attention pool (measured in `docs/performance.md`).
     """
 
     def __init__(self, width: int, hidden_size: int) -> None:
-        super().__init__()
-        if width < 2 or hidden_size % width:
-            raise RevmuxError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
-        self.width = width
+        super().__init__(width, hidden_size)
         self.block = hidden_size // width
         self.down = nn.Linear(hidden_size, self.block)
         self.coupling = ReversibleCoupling(width, self.block, hidden_size)
-        self.up = mlp(self.block + hidden_size, 3 * hidden_size, 3 * hidden_size, hidden_size)
+        self.pool = AttentionPool(hidden_size)
+        self.up = mlp(self.block + 2 * hidden_size, 2 * hidden_size, 2 * hidden_size, hidden_size)
 
-    def multiplex(self, hidden: Tensor) -> Tensor:
-        """Prefilled samples `[B, N, T, d]`, zero where padded, to composites `[B, T, d]`."""
+    def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         blocks = self.down(hidden).movedim(1, -2)
-        return self.coupling(blocks).flatten(-2)
+        return self.coupling(blocks).flatten(-2), mask.amax(dim=1)
 
-    def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor) -> Tensor:
-        """Composite outputs to one state per sample, `[S, d]`.
+    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        """The pooled state and what the attention pool reads, `[S, 2d]`."""
+        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
 
-        `pooled` `[S, d]` is the composite's output, pooled for each sample; `slots` `[S]` is the sample's place in
-        its composite, 0..N-1; `own` `[S, d]` is the sample's own pooled prefill state.
-        """
+    def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         blocks = self.coupling.inverse(pooled.unflatten(-1, (self.width, self.block)))
-        block = blocks[torch.arange(len(slots), device=slots.device), slots]
-        return self.up(torch.cat([block, own], dim=-1))
+        return self.up(torch.cat([own_block(blocks, slots), own], dim=-1))
+
+
+def own_block(blocks: Tensor, slots: Tensor) -> Tensor:
+    """Of each sample's blocks `[S, N, d/N]` the one in its own slot: `[S, d/N]`."""
+    return blocks[torch.arange(len(slots), device=slots.device), slots]

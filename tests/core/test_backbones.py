@@ -50,9 +50,26 @@ def test_all_layers_reproduce_the_untouched_model_bit_for_bit(family: str) -> No
     with torch.inference_mode():
         expected = model(**inputs).logits
         hidden = backbone.embed(ids, mask, type_ids)
-        hidden = backbone.run(backbone.run(hidden, mask, 0, 1), mask, 1, backbone.num_layers)
+        hidden = backbone.run(hidden, mask, backbone.layers(0, 1))
+        hidden = backbone.run(hidden, mask, backbone.layers(1, backbone.num_layers))
         logits = backbone.head(backbone.pool(hidden, torch.arange(4), mask))
     assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_pruned_model_is_the_layers_that_it_kept(family: str) -> None:
+    torch.manual_seed(0)
+    backbone = view(AutoModelForSequenceClassification.from_config(CONFIGS[family]))
+    pruned = view(backbone.pruned([0, 2]))
+    assert pruned.num_layers == 2
+    ids, mask, type_ids = batch(backbone.model.config.pad_token_id or 0, segments=False)
+    rows = torch.arange(4)
+    with torch.inference_mode():
+        hidden = backbone.embed(ids, mask, type_ids)
+        hidden = backbone.run(hidden, mask, [*backbone.layers(0, 1), *backbone.layers(2, 3)])
+        expected = backbone.head(backbone.pool(hidden, rows, mask))
+        own = pruned.run(pruned.embed(ids, mask, type_ids), mask, pruned.layers(0, 2))
+        assert torch.equal(pruned.head(pruned.pool(own, rows, mask)), expected)
 
 
 def test_other_families_and_tasks_are_refused() -> None:

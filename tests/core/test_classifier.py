@@ -71,7 +71,7 @@ def test_points_may_leave_out_upper_layers(tiny_bundle: Bundle) -> None:
     short = OperatingPoint(2, full.prefill, full.upper[-1:])
     assert short.ideal_cost(4) < full.ideal_cost(4)
     mixed = type(classifier)(
-        classifier.backbone, {full: classifier.multiplexer(full), short: classifier.multiplexer(full)}
+        classifier.backbone, {full: classifier.adapters_of(full), short: classifier.adapters_of(full)}
     )
     samples = tokens(5, 6, 5, 6)
     both = mixed(collate(samples, MuxPlan((Group(full, (0, 1)), Group(short, (2, 3))))))

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revmux_core.multiplexing import ReversibleMultiplexer
-from revmux_core.multiplexing.reversible import ReversibleCoupling
+from revmux_core.multiplexing.reversible import ReversibleCoupling, ReversibleMultiplexer
 
 # The error of one addition and one subtraction at each precision, with room for a chain of up to 16 of them.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -40,12 +39,14 @@ def test_every_sample_comes_back_from_its_own_slot(width: int, block: int, lengt
     multiplexer = ReversibleMultiplexer(width, width * block).double()
     hidden = torch.randn(3, width, length, width * block, dtype=torch.float64)
     with torch.no_grad():
-        composite = multiplexer.multiplex(hidden)
+        composite, mask = multiplexer.multiplex(hidden, torch.ones(3, width, length))
+        assert torch.equal(mask, torch.ones(3, length))
         assert composite.shape == (3, length, width * block)
         pooled = composite[:, 0].repeat_interleave(width, dim=0)
-        own = hidden[:, :, 0].flatten(0, 1)
-        answers = multiplexer.demultiplex(pooled, torch.arange(3 * width) % width, own)
-        expected = multiplexer.up(torch.cat([multiplexer.down(own), own], dim=-1))
+        samples = hidden.flatten(0, 1)
+        own = multiplexer.shortcut(samples, torch.ones(samples.shape[:2]), samples[:, 0])
+        answers = multiplexer.demultiplex(pooled, torch.arange(3 * width) % width, own, composite[:, :0])
+        expected = multiplexer.up(torch.cat([multiplexer.down(samples[:, 0]), own], dim=-1))
     torch.testing.assert_close(answers, expected, atol=1e-9, rtol=1e-9)
 
 
