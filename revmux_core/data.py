@@ -36,16 +36,19 @@ def read_examples(
 ) -> list[Example]:
     """Reads a file by its suffix: .tsv, .csv, .jsonl/.json (one object a line), .parquet, .txt.
 
+    `FILE.json#KEY` reads one part of a JSON object whose values are lists of `[text, label]`, as CLINC150 comes.
+
     TSV is raw tab-separated text: a quotation mark is a character like any other. Without `text_column` and
     `label_column` the well-known names are looked for (`TEXT_COLUMNS`, `LABEL_COLUMNS`); a pair is read only when
     `pair_column` names it.
 
     Raises `DataError` for a missing or empty file, an unknown suffix, a malformed row, or a column that is not there.
     """
-    path = Path(path)
+    name, _, part = str(path).partition(".json#")
+    path = Path(f"{name}.json") if part else Path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}")
-    rows = _rows(path)
+    rows = _part(path, part) if part else _rows(path)
     if not rows:
         raise DataError(f"{path} holds no samples")
     columns = list(rows[0])
@@ -103,6 +106,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except csv.Error as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     raise DataError(f"{path}: unknown format {suffix!r}; use .tsv, .csv, .jsonl, .parquet or .txt")
+
+
+def _part(path: Path, part: str) -> list[dict[str, Any]]:
+    try:
+        parts = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(parts, dict) or part not in parts:
+        known = ", ".join(parts) if isinstance(parts, dict) else "none"
+        raise DataError(f"{path} has no part {part}: its parts are {known}")
+    rows = parts[part]
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
+        raise DataError(f"{path}, part {part} is not a list of [text, label]")
+    return [{"text": text, "label": label} for text, label in rows]
 
 
 def _json_lines(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:

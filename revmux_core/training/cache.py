@@ -82,7 +82,7 @@ def compute_states(
                 hidden = backbone.embed(ids, mask, type_ids)
                 for lo, hi in pairwise(edges):
                     if lo < hi:
-                        hidden = backbone.run(hidden, mask, lo, hi)
+                        hidden = backbone.run(hidden, mask, backbone.layers(lo, hi))
                     if hi in prefill:
                         kept = hidden.to("cpu", torch.float16).numpy()
                         for row, index in enumerate(indices):

@@ -22,6 +22,15 @@ class LossWeights:
     infonce: float = 0.25
 
 
+UNLABELLED = -100
+"""Class index of a sample without a label."""
+
+
+def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits `[S, C]` on labels `[S]`, a mean over S in which an unlabelled sample counts as 0."""
+    return F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum") / len(labels)
+
+
 def infonce(states: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
     """InfoNCE of demultiplexed `states` against the frozen model's own `teacher` states, both `[S, d]`.
 
@@ -37,3 +46,20 @@ def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(
         F.log_softmax(logits, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="batchmean"
     )
+
+
+def distillation_loss(
+    weights: LossWeights, logits: Tensor, states: Tensor, teacher: Tensor, pooled: Tensor, labels: Tensor | None
+) -> Tensor:
+    """The weighted sum of the terms for `logits` `[S, C]` and the `states` `[S, d]` that they were read from.
+
+    `teacher` `[S, C]` and `pooled` `[S, d]` are the frozen model's; without `labels` `[S]` that term is left out.
+    """
+    loss = torch.zeros((), device=logits.device)
+    if weights.ce and labels is not None:
+        loss = loss + weights.ce * labelled_cross_entropy(logits, labels)
+    if weights.kl:
+        loss = loss + weights.kl * distillation(logits, teacher)
+    if weights.infonce:
+        loss = loss + weights.infonce * infonce(states.float(), pooled)
+    return loss

@@ -17,15 +17,17 @@ from transformers import AutoConfig, AutoTokenizer
 from revmux_core.backbones import view
 from revmux_core.base_model import BaseModel, find_base, sha256
 from revmux_core.bundle import BaseEntry, load_model, save_bundle, save_task
+from revmux_core.classifier import make_adapters
 from revmux_core.data import Example, label_ids
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import ReversibleMultiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
 from revmux_core.training.cache import compute_states
+from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule, default_precision
-from revmux_core.training.losses import LossWeights
+from revmux_core.training.losses import UNLABELLED, LossWeights
 from revmux_core.training.task import tune
 
 
@@ -37,15 +39,20 @@ class TrainingError(RevmuxError):
 class Recipe:
     """Everything that decides what training produces, beside the data.
 
-    `prefill` None is half the layers. `labels` names the classes of a bare encoder, in the order of their indices; a
-    classifier brings its own. `task` and `lora_rank` are used for a bare encoder only.
+    `prefill` None is half the layers. `join_rounds` adds unlabelled texts, joined from the given ones (`join_texts`),
+    to what is distilled. `delta_rank` above 0 gives every point its own low-rank updates of the upper layers. `labels`
+    names the classes of a bare encoder, in the order of their indices; a classifier brings its own. `task` and
+    `lora_rank` are used for a bare encoder only.
     """
 
     model: str
     widths: tuple[int, ...]
+    method: str = DEFAULT_METHOD
     prefill: int | None = None
     labels: tuple[str, ...] = ()
     max_tokens: int = 512
+    join_rounds: int = 0
+    delta_rank: int = 0
     losses: LossWeights = field(default_factory=LossWeights)
     adapters: Schedule = field(default_factory=lambda: Schedule(epochs=8, learning_rate=7e-4))
     task: Schedule = field(default_factory=lambda: Schedule(epochs=2, learning_rate=6e-5, batch_size=32))
@@ -85,14 +92,20 @@ def train(
     nn.Module.to(model, device)
     max_tokens = min(recipe.max_tokens, backbone.max_tokens)
     tokenizer = Tokenizer(AutoTokenizer.from_pretrained(found.folder), max_tokens)
-    samples = tokenizer([(example.text, example.pair) for example in examples])
+    joined = join_texts(examples, recipe.join_rounds, recipe.seed)
+    samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
     targets = label_ids(examples, labels)
+    if targets is not None:
+        targets += [UNLABELLED] * len(joined)
     prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
     # Width 1 needs no adapters: it is always there.
     points = [OperatingPoint.mux(width, prefill, backbone.num_layers) for width in sorted({*recipe.widths} - {1})]
-    multiplexers = {point: ReversibleMultiplexer(point.width, backbone.hidden_size) for point in points}
-    if not multiplexers:
+    if not points and is_classifier:
         raise TrainingError("there is nothing to train: name at least one --width of 2 or more")
+    # Made before tuning, so that a method or width that does not fit is refused at once.
+    multiplexers = {
+        point: make_multiplexer(recipe.method, point.width, backbone.hidden_size).to(device) for point in points
+    }
     seconds = {}
 
     task: PeftModel | None = None
@@ -116,10 +129,15 @@ def train(
         merged = PeftModel.from_pretrained(load_model(found.folder, found.folder, labels), str(work / "task"))
         backbone = view(merged.merge_and_unload().to(device))
 
-    states = compute_states(backbone, samples, [prefill], work, tokenizer.pad_id, device, precision)
-    seconds["adapters"] = train_adapters(
-        backbone, multiplexers, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
-    )
+    adapters = {
+        point: make_adapters(backbone, point, multiplexer, recipe.delta_rank)
+        for point, multiplexer in multiplexers.items()
+    }
+    if adapters:
+        states = compute_states(backbone, samples, [prefill], work, tokenizer.pad_id, device, precision)
+        seconds["adapters"] = train_adapters(
+            backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
+        )
     save_bundle(
         out,
         name=name,
@@ -128,11 +146,12 @@ def train(
         max_tokens=max_tokens,
         source=found.folder,
         task=task,
-        multiplexers=multiplexers,
+        adapters=adapters,
         num_layers=backbone.num_layers,
         training={
             "recipe": asdict(recipe),
-            "samples": len(samples),
+            "samples": len(examples),
+            "joined_samples": len(joined),
             "precision": precision,
             "device": device.type,
             "seconds": {stage: round(value) for stage, value in seconds.items()},

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from revmux_core.backbones import view
@@ -17,8 +16,8 @@ from revmux_core.backbones.base import freeze
 from revmux_core.batch import pad
 from revmux_core.plan import Tokens
 from revmux_core.tokenization import Tokenizer
-from revmux_core.training.loop import LossFunction, Schedule, train_loop
-from revmux_core.training.losses import distillation
+from revmux_core.training.loop import Schedule, train_loop
+from revmux_core.training.losses import UNLABELLED, labelled_cross_entropy
 
 # Share of the input tokens hidden in tuning, as in pre-training (Devlin et al. 2018): small encoders otherwise learn
 # a task's training texts by heart.
@@ -26,12 +25,6 @@ _MASKED = 0.1
 
 # The word embeddings' update needs a smaller rank than the layers': 4 of 384 directions carried nearly all of it.
 _EMBEDDING_SHARE = 4
-
-# Models tuned in full, from seeds that follow each other, whose mean answer the low-rank student learns.
-_TEACHERS = 2
-# The student starts out close to its teachers: half their epochs do, and a higher rate led it away first.
-_STUDENT_SHARE = 0.5
-_STUDENT_LEARNING_RATE = 1e-4
 
 
 def tune(
@@ -46,22 +39,29 @@ def tune(
     device: torch.device,
     precision: str,
 ) -> tuple[PeftModel, float]:
-    """Tunes word embeddings, the layers' linear maps and the head: teachers in full, then a low-rank student.
+    """Tunes word embeddings, the layers' linear maps and the head in full, then cuts every update to `rank`.
 
-    The student starts as the first teacher with every update cut to `rank` (a quarter of it for the embeddings) by its
-    singular value decomposition. As LoRA (Hu et al. 2021, arXiv 2106.09685) it then learns the teachers' mean
-    log-probabilities of the same masked texts. `docs/performance.md` compares that with LoRA from the start.
+    Samples whose label is `UNLABELLED` are left out. The cut (a quarter of the rank for the embeddings) is the nearest
+    one by singular values, in the form of LoRA (Hu et al. 2021, arXiv 2106.09685); `docs/performance.md` compares it
+    with LoRA from the start. `load` makes the untuned model, with a head initialised at random.
 
-    `load` makes the untuned model, with a head initialised at random. Returns the model with the student's low-rank
-    updates still apart, and the seconds it took. Raises `UnsupportedModelError` as `view` does.
+    Returns the model with its low-rank updates still apart, and the seconds it took. Raises `UnsupportedModelError` as
+    `view` does.
     """
-    untuned = load().to(device)
-    backbone = view(untuned)
-    lengths = [len(sample) for sample in samples]
+    torch.manual_seed(seed)
+    tuned = _on(load(), device)
+    backbone = view(tuned)
+    freeze(tuned)
+    for name in backbone.lora_targets:
+        _weight(tuned, name).requires_grad_(True)
+    for name in backbone.head_modules:
+        tuned.get_submodule(name).requires_grad_(True)
     targets = torch.tensor(labels)
+    labelled = torch.nonzero(targets != UNLABELLED).flatten().tolist()
     special = torch.tensor(tokenizer.special_ids)
 
-    def masked_inputs(indices: list[int]) -> dict[str, Tensor]:
+    def loss_function(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+        indices = [labelled[position] for position in positions]
         ids, mask, type_ids = pad([samples[i] for i in indices], tokenizer.pad_id, backbone.padding_side)
         if tokenizer.mask_id is not None:
             hidden = (torch.rand(ids.shape) < _MASKED) & ~torch.isin(ids, special)
@@ -69,43 +69,14 @@ def tune(
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         if type_ids is not None:
             inputs["token_type_ids"] = type_ids.to(device)
-        return inputs
+        logits = tuned(**inputs).logits.float()
+        return labelled_cross_entropy(logits, targets[indices].to(device)), {}
 
-    def run(name: str, model: nn.Module, loss_function: LossFunction, settings: Schedule, seed: int) -> float:
-        trained = {key: value for key, value in model.train().named_parameters() if value.requires_grad}
-        seconds = train_loop(name, trained, loss_function, lengths, settings, folder, seed, device, precision)
-        model.eval().requires_grad_(False)
-        return seconds
-
-    seconds = 0.0
-    teachers: list[PreTrainedModel] = []
-    for teacher_seed in range(seed, seed + _TEACHERS):
-        torch.manual_seed(teacher_seed)
-        teacher = load().to(device)
-        freeze(teacher)
-        for name in backbone.lora_targets:
-            teacher.get_submodule(name).weight.requires_grad_(True)
-        for name in backbone.head_modules:
-            teacher.get_submodule(name).requires_grad_(True)
-
-        def teacher_loss(indices: list[int], model: PreTrainedModel = teacher) -> tuple[Tensor, dict[str, float]]:
-            logits = model(**masked_inputs(indices)).logits.float()
-            return F.cross_entropy(logits, targets[indices].to(device)), {}
-
-        seconds += run(f"teacher-{teacher_seed}", teacher, teacher_loss, schedule, teacher_seed)
-        teachers.append(teacher)
-
-    student = low_rank(untuned, teachers[0], rank)
-
-    def student_loss(indices: list[int]) -> tuple[Tensor, dict[str, float]]:
-        inputs = masked_inputs(indices)
-        with torch.no_grad():
-            answers = [teacher(**inputs).logits.float().log_softmax(-1) for teacher in teachers]
-        return distillation(student(**inputs).logits.float(), torch.stack(answers).mean(0)), {}
-
-    settings = replace(schedule, epochs=_STUDENT_SHARE * schedule.epochs, learning_rate=_STUDENT_LEARNING_RATE)
-    seconds += run("student", student, student_loss, settings, seed)
-    return student, seconds
+    trained = {key: value for key, value in tuned.train().named_parameters() if value.requires_grad}
+    lengths = [len(samples[i]) for i in labelled]
+    seconds = train_loop("task", trained, loss_function, lengths, schedule, folder, seed, device, precision)
+    freeze(tuned)
+    return low_rank(_on(load(), device), tuned, rank), seconds
 
 
 def low_rank(model: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PeftModel:
@@ -126,10 +97,10 @@ def low_rank(model: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PeftM
         target_modules=backbone.lora_targets,
         modules_to_save=backbone.head_modules,
     )
-    cut = get_peft_model(model, config)
+    cut: Any = get_peft_model(model, config)
     for name, kept in ranks.items():
         layer = cut.base_model.model.get_submodule(name)
-        change = tuned.get_submodule(name).weight - layer.base_layer.weight
+        change = _weight(tuned, name) - layer.base_layer.weight
         left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
         root = values[:kept].sqrt()
         down, up = root[:, None] * right[:kept], left[:, :kept] * root
@@ -146,3 +117,14 @@ def low_rank(model: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PeftM
         head = cut.base_model.model.get_submodule(name).modules_to_save["default"]
         head.load_state_dict(tuned.get_submodule(name).state_dict())
     return cut
+
+
+def _on(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    # `PreTrainedModel.to` is wrapped in a way that hides its types.
+    nn.Module.to(model, device)
+    return model
+
+
+def _weight(model: PreTrainedModel, name: str) -> Tensor:
+    module: Any = model.get_submodule(name)
+    return module.weight

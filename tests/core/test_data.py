@@ -61,3 +61,13 @@ def test_labels_by_name_or_index() -> None:
     assert label_ids([Example("")], ["neg", "pos"]) is None
     with pytest.raises(DataError, match="sample 1 has label '2'"):
         label_ids([Example("", label="2")], ["neg", "pos"])
+
+
+def test_a_part_of_a_json_object(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text('{"train": [["an odd film", "1"], ["good", "0"]], "notes": {"a": 1}}')
+    assert read_examples(f"{path}#train") == [Example("an odd film", None, "1"), Example("good", None, "0")]
+    with pytest.raises(DataError, match="no part test: its parts are train, notes"):
+        read_examples(f"{path}#test")
+    with pytest.raises(DataError, match="not a list of"):
+        read_examples(f"{path}#notes")

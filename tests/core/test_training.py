@@ -15,6 +15,7 @@ from revmux_core.bundle import load_bundle
 from revmux_core.data import Example
 from revmux_core.errors import RevmuxError
 from revmux_core.training import loop
+from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule
 from revmux_core.training.losses import LossWeights
 from revmux_core.training.run import Recipe, TrainingError, train
@@ -99,7 +100,7 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     run = CliRunner()
     command = f"train --model {bare_encoder} --data {data} --out {out} --labels bad,good --width 2 --eval-data {data}"
     command += " --epochs 6 --learning-rate 2e-3 --batch-size 16"
-    command += " --task-epochs 8 --task-learning-rate 2e-3 --task-batch-size 16"
+    command += " --task-epochs 8 --task-learning-rate 2e-3 --task-batch-size 16 --join-rounds 1"
     result = run.invoke(app, command.split(), catch_exceptions=False)
     assert result.exit_code == 0
 
@@ -124,3 +125,15 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
 def test_a_bare_encoder_without_labels_is_refused(bare_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="bare encoder"):
         train(recipe(bare_encoder), [Example("good film")] * 20, tmp_path / "bundle", "tiny")
+
+
+def test_joined_texts_are_longer_unlabelled_and_repeatable() -> None:
+    joined = join_texts(EXAMPLES, rounds=2, seed=0)
+    assert joined == join_texts(EXAMPLES, rounds=2, seed=0)
+    assert {example.label for example in joined} == {None}
+    words = sorted(word for example in joined for word in example.text.split() if word.startswith("word"))
+    assert set(words) == {f"word{i}" for i in range(80)}
+    # Twice a round at most, since every word stands in two of the examples; a round may leave two texts over.
+    assert 2 * (len(EXAMPLES) - 2) <= len(words) <= 2 * len(EXAMPLES)
+    with pytest.raises(RevmuxError, match="single texts"):
+        join_texts([Example("a", "b")], rounds=1, seed=0)
