@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from revmux_core.bundle import Bundle
 from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
+from revmux_core.points import OperatingPoint
 
 # Sentences written for this project, as long as those of SST-2's development set: mean 25 word pieces.
 SAMPLE_TEXTS = Path(__file__).parent / "sample_texts.txt"
@@ -32,6 +33,32 @@ class Speed:
         return asdict(self)
 
 
+_Name = TypeVar("_Name")
+
+
+def time_in_turn(
+    contenders: Mapping[_Name, Callable[[], object]], rounds: int, progress: Callable[[], None] = lambda: None
+) -> dict[_Name, list[float]]:
+    """Seconds that every contender takes in every round; they run in turn, so that noise hits all alike.
+
+    A first round that warms up is not counted. `progress` is called after every round.
+    """
+    seconds: dict[_Name, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+        progress()
+    return seconds
+
+
+def median_ratio(baseline: Sequence[float], own: Sequence[float]) -> float:
+    """The speed-up over `baseline`: the median of the rounds' own ratios."""
+    return statistics.median(base / mine for base, mine in zip(baseline, own, strict=True))
+
+
 def measure_speed(
     bundle: Bundle,
     samples: Sequence[Tokens],
@@ -43,27 +70,24 @@ def measure_speed(
     """Classifies all `samples` once per round and width, tokens to logits, in batches of `batch_tokens` padded tokens.
 
     Rounds go through the widths in turn (A B A B); width 1 is always among them, since the others are compared with
-    it. A first round that warms up is not counted. `progress` is called after every round.
+    it. `progress` is called after every round.
 
     Raises `RevmuxError` for a width that the bundle lacks.
     """
     classifier = bundle.classifier
     points = [bundle.point(width) for width in sorted({1, *widths})]
-    seconds: dict[int, list[float]] = {point.width: [] for point in points}
-    for turn in range(rounds + 1):
-        for point in points:
-            started = time.perf_counter()
-            run_all(classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
-            if turn:
-                seconds[point.width].append(time.perf_counter() - started)
-        progress()
+
+    def run(point: OperatingPoint) -> Callable[[], object]:
+        return lambda: run_all(classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
+
+    seconds = time_in_turn({point.width: run(point) for point in points}, rounds, progress)
     layers = classifier.backbone.num_layers
     return [
         Speed(
             width=point.width,
             prefill=point.prefill,
             sequences_per_second=len(samples) / statistics.median(seconds[point.width]),
-            speedup=statistics.median(plain / own for plain, own in zip(seconds[1], seconds[point.width], strict=True)),
+            speedup=median_ratio(seconds[1], seconds[point.width]),
             ideal_speedup=point.ideal_speedup(layers),
         )
         for point in points

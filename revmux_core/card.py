@@ -34,10 +34,19 @@ def measure_and_write(
     speeds = measure_speed(bundle, samples, widths, _ROUNDS, BATCH_TOKENS, progress)
     # Width 1 has no partners to draw.
     evaluations = [
-        evaluate(bundle, samples, labels, width, 1 if width == 1 else draws, progress=progress) for width in widths
+        evaluate(
+            bundle.classifier,
+            bundle.point(width),
+            samples,
+            labels,
+            bundle.tokenizer.pad_id,
+            draws if width > 1 else 1,
+            progress=progress,
+        )
+        for width in widths
     ]
     adapters = {
-        point.width: sum(tensor.numel() for tensor in bundle.classifier.multiplexer(point).parameters())
+        point.width: sum(tensor.numel() for tensor in bundle.classifier.adapters_of(point).multiplexer.parameters())
         for point in bundle.classifier.points
         if not point.is_plain
     }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revmux_core.bundle import Bundle
+from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 from revmux_core.offline import BATCH_TOKENS, run_all, run_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
@@ -45,30 +45,33 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Bundle,
+    classifier: MuxClassifier,
+    point: OperatingPoint,
     samples: Sequence[Tokens],
     labels: Sequence[int] | None,
-    width: int,
+    pad_id: int,
     draws: int = 10,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
+    reference: Tensor | None = None,
 ) -> Evaluation:
-    """Answers every sample `draws` times at `width`, each time with other partners of similar length.
+    """Answers every sample `draws` times at `point`, each time with other partners of similar length.
 
     Every sample is answered from a full composite: where the last one lacks members, samples that already have their
-    answer fill it and are not counted again. `progress` is called after every draw.
+    answer fill it and are not counted again. `progress` is called after every draw. Agreement is with `reference`, the
+    labels `[S]` of another model, or with the classifier's own plain path where that is None.
 
-    Raises `RevmuxError` for fewer samples than `width`, no draws, or a width that the bundle lacks.
+    Raises `RevmuxError` for fewer samples than the point's width, or no draws.
     """
+    width = point.width
     if draws < 1:
         raise RevmuxError("at least one draw is needed")
     if len(samples) < width:
         raise RevmuxError(f"width {width} needs at least {width} samples, got {len(samples)}")
-    point = bundle.point(width)
-    plain = _plain_labels(bundle, samples)
+    plain = plain_labels(classifier, samples, pad_id) if reference is None else reference
     answers = torch.empty(draws, len(samples), dtype=torch.long)
     for draw in range(draws):
-        answers[draw] = _draw_labels(bundle, samples, point, seed, draw)
+        answers[draw] = _draw_labels(classifier, point, samples, pad_id, seed, draw)
         progress()
     truth = None if labels is None else torch.tensor(labels)
     agreement = (answers == plain).double().mean(dim=1)
@@ -87,13 +90,15 @@ def evaluate(
     )
 
 
-def _plain_labels(bundle: Bundle, samples: Sequence[Tokens]) -> Tensor:
-    classifier = bundle.classifier
-    logits, _ = run_all(classifier, samples, classifier.plain, bundle.tokenizer.pad_id, BATCH_TOKENS)
+def plain_labels(classifier: MuxClassifier, samples: Sequence[Tokens], pad_id: int) -> Tensor:
+    """The plain path's label of every sample, `[S]`."""
+    logits, _ = run_all(classifier, samples, classifier.plain, pad_id, BATCH_TOKENS)
     return logits.argmax(dim=-1)
 
 
-def _draw_labels(bundle: Bundle, samples: Sequence[Tokens], point: OperatingPoint, seed: int, draw: int) -> Tensor:
+def _draw_labels(
+    classifier: MuxClassifier, point: OperatingPoint, samples: Sequence[Tokens], pad_id: int, seed: int, draw: int
+) -> Tensor:
     """The label of every sample, `[S]`, for one draw of partners."""
     labels = torch.empty(len(samples), dtype=torch.long)
     lengths = [len(sample) for sample in samples]
@@ -105,6 +110,6 @@ def _draw_labels(bundle: Bundle, samples: Sequence[Tokens], point: OperatingPoin
             others = np.setdiff1d(np.arange(len(samples)), batch[-tail:])
             batch = batch + generator.choice(others, point.width - tail, replace=False).tolist()
         plan = MuxPlan((Group(point, tuple(range(len(batch)))),))
-        logits = run_plan(bundle.classifier, [samples[i] for i in batch], plan, bundle.tokenizer.pad_id)
+        logits = run_plan(classifier, [samples[i] for i in batch], plan, pad_id)
         labels[batch[:answered]] = logits.argmax(dim=-1)[:answered]
     return labels

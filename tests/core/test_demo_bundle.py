@@ -41,7 +41,8 @@ def test_three_lines_classify(demo: Bundle) -> None:
 def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, width: int) -> None:
     examples = read_examples(SST2_DEV)
     samples = demo.tokenizer([(example.text, None) for example in examples])
-    result = evaluate(demo, samples, label_ids(examples, demo.manifest.labels), width, draws=1, seed=1)
+    labels = label_ids(examples, demo.manifest.labels)
+    result = evaluate(demo.classifier, demo.point(width), samples, labels, demo.tokenizer.pad_id, draws=1, seed=1)
     card = next(row for row in demo.manifest.measured["widths"] if row["width"] == width)
     assert result.plain_accuracy == pytest.approx(card["plain_accuracy"], abs=0.003)
     # One draw; draws differ by up to two points.

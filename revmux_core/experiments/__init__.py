@@ -1,0 +1,1 @@
+"""Experiments: matrices of training runs, measured on equal terms and rendered as a report."""

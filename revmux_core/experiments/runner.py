@@ -1,0 +1,294 @@
+"""Runs an experiment's matrix on one machine: trains what is missing, measures it, keeps one JSON file a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revmux_core.backbones import Backbone, view
+from revmux_core.benchmark import median_ratio, time_in_turn
+from revmux_core.bundle import Bundle, load_bundle
+from revmux_core.card import machine
+from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.data import Example, label_ids, read_examples
+from revmux_core.evaluation import evaluate, plain_labels
+from revmux_core.experiments.matrix import INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
+from revmux_core.multiplexing import make_multiplexer
+from revmux_core.offline import BATCH_TOKENS, run_all
+from revmux_core.plan import Tokens
+from revmux_core.points import OperatingPoint
+from revmux_core.training.adapters import train_adapters
+from revmux_core.training.cache import FrozenStates, compute_states
+from revmux_core.training.joining import join_texts
+from revmux_core.training.loop import Schedule, default_precision
+from revmux_core.training.losses import UNLABELLED, LossWeights
+from revmux_core.training.run import Recipe, train
+from revmux_core.training.student import train_student
+
+_ROUNDS = 5
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What all runs of one task share: its plain model, its text, and the plain model's labels of the held-out text."""
+
+    bundle: Bundle
+    examples: list[Example]
+    eval_samples: list[Tokens]
+    eval_labels: list[int]
+    reference: Tensor
+    text: dict[int, tuple[list[Tokens], list[int]]] = field(default_factory=dict)
+    states: dict[tuple[object, ...], FrozenStates] = field(default_factory=dict)
+    students: dict[str, tuple[Backbone, float]] = field(default_factory=dict)
+
+
+class Runner:
+    """One experiment in one folder: `OUT/runs/KEY.json` are its results, `OUT/work` what training needs.
+
+    A second call goes on where the first one stopped: runs with a result are not repeated, and a run that was
+    interrupted goes on from its checkpoint.
+    """
+
+    def __init__(self, experiment: Experiment, data: Path, out: Path, base: Path | None, device: torch.device) -> None:
+        self._experiment = experiment
+        self._data, self._out, self._base = data, out, base
+        self._device = device
+        self._precision = default_precision(device)
+        self._tasks: dict[str, _Prepared] = {}
+
+    def run(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Results of all runs in the order of the file, see `_measure`. Raises `ExperimentError` and what training
+        raises."""
+        runs = self._experiment.expand()
+        results = []
+        for number, run in enumerate(runs, start=1):
+            path = self._out / "runs" / f"{run.key}.json"
+            if not path.is_file():
+                say(f"[{number}/{len(runs)}] {run.key}")
+                result = self._measure(run)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial_path = path.with_suffix(".partial")
+                partial_path.write_text(json.dumps(result, indent=1) + "\n")
+                os.replace(partial_path, path)
+            results.append(json.loads(path.read_text()))
+        return results
+
+    def _measure(self, run: Run) -> dict[str, Any]:
+        task = self._task(run.task)
+        backbone, seconds = task.bundle.classifier.backbone, 0.0
+        if run.layers is not None:
+            backbone, seconds = self._student(run, task)
+        classifier = MuxClassifier(backbone, {})
+        point = classifier.plain
+        parameters = 0
+        if run.method == INT8:
+            classifier = _in_int8(classifier)
+        elif run.method not in (PLAIN, STUDENT):
+            point = _point(run, backbone.num_layers)
+            torch.manual_seed(run.seed)
+            multiplexer = make_multiplexer(run.method, run.width, backbone.hidden_size)
+            adapters = make_adapters(backbone, point, multiplexer, run.delta_rank)
+            states = self._states(run, task, backbone)
+            _, labels = self._text(run, task)
+            folder = self._out / "work" / run.key
+            trained = [p for p in adapters.parameters() if p.requires_grad]
+            parameters = sum(p.numel() for p in trained)
+            seconds += train_adapters(
+                backbone,
+                {point: adapters},
+                states,
+                labels,
+                _losses(run),
+                _schedule(run),
+                folder,
+                run.seed,
+                self._device,
+                self._precision,
+            )
+            if adapters.deltas is not None:
+                adapters.deltas.merge()
+            classifier = MuxClassifier(backbone, {point: adapters})
+            shutil.rmtree(folder)
+        classifier.to(self._device)
+        pad_id = task.bundle.tokenizer.pad_id
+        draws = self._experiment.draws if point.width > 1 else 1
+        evaluation = evaluate(
+            classifier, point, task.eval_samples, task.eval_labels, pad_id, draws, run.seed, reference=task.reference
+        )
+        plain = task.bundle.classifier
+        timed = {
+            PLAIN: partial(run_all, plain, task.eval_samples, plain.plain, pad_id, BATCH_TOKENS),
+            "own": partial(run_all, classifier, task.eval_samples, point, pad_id, BATCH_TOKENS),
+        }
+        times = time_in_turn(timed, _ROUNDS)
+        truth = torch.tensor(task.eval_labels)
+        return {
+            "run": run.model_dump(mode="json"),
+            "point": point.name,
+            "plain_accuracy": float((task.reference == truth).double().mean()),
+            "accuracy": evaluation.accuracy,
+            "accuracy_worst": evaluation.accuracy_worst,
+            "agreement": evaluation.agreement,
+            "agreement_worst": evaluation.agreement_worst,
+            "partner_sensitivity": evaluation.partner_sensitivity,
+            "samples": evaluation.samples,
+            "draws": evaluation.draws,
+            "speedup": median_ratio(times[PLAIN], times["own"]),
+            "ideal_speedup": plain.backbone.num_layers / (point.ideal_cost(backbone.num_layers) * backbone.num_layers),
+            "trained_parameters": parameters,
+            "training_seconds": seconds,
+            "precision": self._precision,
+            "machine": machine(),
+            "finished": int(time.time()),
+        }
+
+    def _task(self, name: str) -> _Prepared:
+        if name not in self._tasks:
+            task = self._experiment.tasks[name]
+            examples, held_out = self._read(task)
+            bundle = load_bundle(task.bundle or self._tuned(name, task, examples), self._base, self._device)
+            samples = bundle.tokenizer([(example.text, example.pair) for example in held_out])
+            labels = label_ids(held_out, bundle.manifest.labels)
+            if labels is None:
+                raise ExperimentError(f"task {name}: the held-out text needs labels")
+            reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+            self._tasks[name] = _Prepared(bundle, examples, samples, labels, reference)
+        return self._tasks[name]
+
+    def _read(self, task: Task) -> tuple[list[Example], list[Example]]:
+        columns = (task.text_column, task.pair_column, task.label_column)
+        examples = read_examples(self._data / task.train, *columns)
+        if task.eval is not None:
+            return examples, read_examples(self._data / task.eval, *columns)
+        held_out = examples[:: task.holdout]
+        return [example for i, example in enumerate(examples) if i % task.holdout], held_out
+
+    def _tuned(self, name: str, task: Task, examples: Sequence[Example]) -> Path:
+        """A bundle with nothing but the plain model, tuned on the task."""
+        folder = self._out / "work" / f"{name}-plain"
+        if not (folder / "bundle.json").is_file():
+            schedule = Schedule(task.task_epochs, task.task_learning_rate, batch_size=32)
+            recipe = Recipe(self._experiment.model, widths=(1,), labels=task.labels, task=schedule)
+            train(recipe, examples, folder, name, self._base, self._device)
+        return folder
+
+    def _text(self, run: Run, task: _Prepared) -> tuple[list[Tokens], list[int]]:
+        """The training samples and labels, joined texts among them where the run asks for those."""
+        if run.join_rounds not in task.text:
+            joined = join_texts(task.examples, run.join_rounds, seed=0)
+            samples = task.bundle.tokenizer([(example.text, example.pair) for example in (*task.examples, *joined)])
+            labels = label_ids(task.examples, task.bundle.manifest.labels)
+            if labels is None:
+                raise ExperimentError(f"task {run.task}: the training text needs labels")
+            task.text[run.join_rounds] = samples, labels + [UNLABELLED] * len(joined)
+        return task.text[run.join_rounds]
+
+    def _states(self, run: Run, task: _Prepared, backbone: Backbone) -> FrozenStates:
+        """The frozen states that a run needs, for all depths that this experiment's runs on them need, at once.
+
+        The teacher is always the whole plain model, also of adapters on a pruned backbone.
+        """
+        key = (run.join_rounds, run.layers, run.seed if run.layers else 0)
+        if key not in task.states:
+            samples, _ = self._text(run, task)
+            alike = [
+                other
+                for other in self._experiment.expand()
+                if (other.task, other.join_rounds, other.layers) == (run.task, run.join_rounds, run.layers)
+                and other.method not in (PLAIN, STUDENT, INT8)
+            ]
+            depths = sorted({_point(other, backbone.num_layers).prefill for other in alike})
+            states = self._compute(backbone, samples, depths, task)
+            if run.layers is not None:
+                teacher = self._teacher_states(run, task)
+                states = replace(states, logits=teacher.logits, pooled=teacher.pooled)
+            task.states[key] = states
+        return task.states[key]
+
+    def _teacher_states(self, run: Run, task: _Prepared) -> FrozenStates:
+        """The plain model's logits and pooled states alone."""
+        key = ("teacher", run.join_rounds)
+        if key not in task.states:
+            samples, _ = self._text(run, task)
+            task.states[key] = self._compute(task.bundle.classifier.backbone, samples, [], task)
+        return task.states[key]
+
+    def _compute(
+        self, backbone: Backbone, samples: Sequence[Tokens], depths: Sequence[int], task: _Prepared
+    ) -> FrozenStates:
+        folder = self._out / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return compute_states(
+            backbone, samples, depths, folder, task.bundle.tokenizer.pad_id, self._device, self._precision
+        )
+
+    def _student(self, run: Run, task: _Prepared) -> tuple[Backbone, float]:
+        """The student with the run's layers, trained once for all runs that name it with the same data and seed."""
+        assert run.layers is not None
+        settings = Run(
+            task=run.task,
+            method=STUDENT,
+            layers=run.layers,
+            seed=run.seed,
+            epochs=run.epochs,
+            join_rounds=run.join_rounds,
+            ce=run.ce,
+            kl=run.kl,
+            infonce=run.infonce,
+        )
+        if settings.key not in task.students:
+            samples, labels = self._text(run, task)
+            teacher = self._teacher_states(run, task)
+            # All weights of a pre-trained model train: its usual learning rate, not that of fresh adapters.
+            schedule = replace(_schedule(settings), learning_rate=_STUDENT_LEARNING_RATE)
+            model, seconds = train_student(
+                task.bundle.classifier.backbone,
+                run.layers,
+                samples,
+                teacher.logits,
+                teacher.pooled,
+                labels,
+                _losses(settings),
+                schedule,
+                self._out / "work" / settings.key,
+                task.bundle.tokenizer.pad_id,
+                run.seed,
+                self._device,
+                self._precision,
+            )
+            task.students[settings.key] = view(model), seconds
+        return task.students[settings.key]
+
+
+_STUDENT_LEARNING_RATE = 1e-4
+
+
+def _point(run: Run, num_layers: int) -> OperatingPoint:
+    prefill = num_layers // 2 if run.prefill is None else run.prefill
+    if run.upper is None:
+        return OperatingPoint.mux(run.width, prefill, num_layers)
+    return OperatingPoint(run.width, prefill, run.upper)
+
+
+def _losses(run: Run) -> LossWeights:
+    return LossWeights(ce=run.ce, kl=run.kl, infonce=run.infonce)
+
+
+def _schedule(run: Run) -> Schedule:
+    return Schedule(run.epochs, run.learning_rate, run.batch_size)
+
+
+def _in_int8(classifier: MuxClassifier) -> MuxClassifier:
+    """The same plain model with dynamically quantized linear maps, PyTorch's own way to int8 on a CPU."""
+    quantized = torch.ao.quantization.quantize_dynamic(classifier.frozen, {nn.Linear}, dtype=torch.qint8)
+    return MuxClassifier(view(quantized), {})

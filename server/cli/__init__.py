@@ -1,0 +1,31 @@
+"""The `revmux` command: one thin function a sub-command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from revmux_core.errors import RevmuxError
+from server.cli.measure import bench, card, evaluate, info
+from server.cli.research import experiment, plan
+from server.cli.serve import serve
+from server.cli.train import train
+
+app = typer.Typer(
+    help="Serve, train and measure multiplexed text classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, train, evaluate, bench, card, info, plan, experiment):
+    app.command("eval" if command is evaluate else command.__name__)(command)
+
+
+def main() -> None:
+    """Runs the command; a foreseeable error is one line on standard error and exit code 2."""
+    try:
+        app()
+    except RevmuxError as error:
+        typer.echo(f"revmux: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,88 @@
+"""`revmux train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.common import (
+    BaseOption,
+    DataOption,
+    DeviceOption,
+    LabelColumn,
+    PairColumn,
+    TextColumn,
+    pick_device,
+    read,
+)
+from server.cli.measure import measure
+
+
+def train(
+    model: Annotated[str, typer.Option(help="A classifier or a bare encoder: hub id or folder.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder for the bundle; checkpoints go to a folder beside it.")],
+    width: Annotated[list[int], typer.Option(help="Mux widths to train; repeat the option.")] = [2, 4],  # noqa: B006
+    method: Annotated[str, typer.Option(help="revmux, or a rival by name: see the docs.")] = "revmux",
+    prefill: Annotated[int | None, typer.Option(help="Prefill layers. Default: half the layers.")] = None,
+    delta_rank: Annotated[
+        int, typer.Option(help="Rank of the updates that upper layers get in multiplexed mode; 0: none.", min=0)
+    ] = 0,
+    labels: Annotated[str, typer.Option(help="Names of a bare encoder's classes, by index, with commas.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: that of the folder.")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Held-out data to measure the bundle on.")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    base: BaseOption = None,
+    epochs: Annotated[float, typer.Option(help="Epochs of adapter training.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the adapters.")] = 7e-4,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
+    ce: Annotated[float, typer.Option(help="Weight of the cross-entropy on labels.")] = 1.0,
+    kl: Annotated[float, typer.Option(help="Weight of the distillation to the frozen model's logits.")] = 1.0,
+    infonce: Annotated[float, typer.Option(help="Weight of InfoNCE against the frozen model's states.")] = 0.25,
+    task_epochs: Annotated[float, typer.Option(help="Epochs of tuning a bare encoder on the task.")] = 2,
+    task_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of that tuning.")] = 6e-5,
+    task_batch_size: Annotated[int, typer.Option(help="Samples a step of that tuning.")] = 32,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the task's LoRA updates.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="Longest input; at most the model's own limit.")] = 512,
+    join_rounds: Annotated[
+        int, typer.Option(help="Distil on joined texts too, each text so often: for texts shorter than production's.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Fixes initial values, order, partners and dropout.")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Train adapters around a frozen classifier and write a bundle; run again to go on after a kill."""
+    from revmux_core.training.loop import Schedule
+    from revmux_core.training.losses import LossWeights
+    from revmux_core.training.run import Recipe
+    from revmux_core.training.run import train as run
+
+    examples = read(data, text_column, pair_column, label_column)
+    held_out = None if eval_data is None else read(eval_data, text_column, pair_column, label_column)
+    recipe = Recipe(
+        model=model,
+        widths=tuple(width),
+        method=method,
+        prefill=prefill,
+        delta_rank=delta_rank,
+        labels=tuple(filter(None, (label.strip() for label in labels.split(",")))),
+        max_tokens=max_tokens,
+        join_rounds=join_rounds,
+        losses=LossWeights(ce=ce, kl=kl, infonce=infonce),
+        adapters=Schedule(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size),
+        task=Schedule(epochs=task_epochs, learning_rate=task_learning_rate, batch_size=task_batch_size),
+        lora_rank=lora_rank,
+        seed=seed,
+        precision=precision,
+    )
+    provenance = {"command": shlex.join(["revmux", *sys.argv[1:]]), "data": data.name}
+    run(recipe, examples, out, name or out.name, base, pick_device(device), provenance)
+    if held_out is not None and eval_data is not None:
+        measure(out, base, held_out, str(eval_data.name), draws=10)
+    typer.echo(f"wrote {out}")
