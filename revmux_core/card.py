@@ -102,8 +102,8 @@ def model_card(manifest: Manifest) -> str:
         "relative to width 1 in the same run. Ideal counts layer compute only.",
         "",
         "| width | prefill layers | ideal speed-up | measured | accuracy (worst draw) | share of plain | "
-        "agreement with plain (worst) | label depends on partner | adapter parameters |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "agreement with plain (worst) | without its composite | label depends on partner | adapter parameters |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row) for row in measured["widths"]),
         "",
         "## Training",
@@ -126,7 +126,8 @@ def model_card(manifest: Manifest) -> str:
         "## Limits",
         "",
         "A multiplexed answer depends a little on the texts it shares a sequence with; the table says how often that "
-        "changed the label. Width 1 is the untouched model. Figures hold for text like the data above; measure "
+        "changed the label. Without its composite an answer has only its own prefill layers to go by. Width 1 is the "
+        "untouched model. Figures hold for text like the data above; measure "
         "agreement on your own with `revmux eval`, which needs no labels.",
         "",
     ]
@@ -140,6 +141,7 @@ def _row(row: dict[str, Any]) -> str:
         share = f"{row['accuracy'] / row['plain_accuracy']:.1%}"
     return (
         f"| {row['width']} | {row['prefill']} | {row['ideal_speedup']:.2f} | {row['speedup']:.2f} | {accuracy} | "
-        f"{share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | {row['partner_sensitivity']:.1%} | "
+        f"{share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | "
+        f"{row['agreement_without_composite']:.1%} | {row['partner_sensitivity']:.1%} | "
         f"{row['adapter_parameters'] / 1e6:.1f} M |"
     )

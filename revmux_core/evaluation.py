@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing import Multiplexer
 from revmux_core.offline import BATCH_TOKENS, run_all, run_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
@@ -25,8 +27,9 @@ _BATCH = 64
 class Evaluation:
     """Shares of samples, over `draws` reshuffles of partners; accuracies are None without labels.
 
-    `agreement` is with the plain path's label. `partner_sensitivity` is the share of samples whose label was not the
-    same in every draw.
+    `agreement` is with the plain path's label. `agreement_without_composite` is that of one more draw in which every
+    composite's output is blanked: what prefill and shortcut are worth alone, and so what the upper layers add.
+    `partner_sensitivity` is the share of samples whose label was not the same in every draw.
     """
 
     width: int
@@ -38,6 +41,7 @@ class Evaluation:
     accuracy_worst: float | None
     agreement: float
     agreement_worst: float
+    agreement_without_composite: float
     partner_sensitivity: float
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +77,11 @@ def evaluate(
     for draw in range(draws):
         answers[draw] = _draw_labels(classifier, point, samples, pad_id, seed, draw)
         progress()
+    if point.is_plain:
+        blank = plain
+    else:
+        with _blanked(classifier.adapters_of(point).multiplexer):
+            blank = _draw_labels(classifier, point, samples, pad_id, seed, draws)
     truth = None if labels is None else torch.tensor(labels)
     agreement = (answers == plain).double().mean(dim=1)
     accuracy = None if truth is None else (answers == truth).double().mean(dim=1)
@@ -86,8 +95,24 @@ def evaluate(
         accuracy_worst=None if accuracy is None else float(accuracy.min()),
         agreement=float(agreement.mean()),
         agreement_worst=float(agreement.min()),
+        agreement_without_composite=float((blank == plain).double().mean()),
         partner_sensitivity=float((answers != answers[0]).any(dim=0).double().mean()),
     )
+
+
+@contextmanager
+def _blanked(multiplexer: Multiplexer) -> Iterator[None]:
+    """While this lasts, `multiplexer` demultiplexes zeros."""
+    demultiplex = multiplexer.demultiplex
+
+    def blank(pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
+        return demultiplex(torch.zeros_like(pooled), slots, own, torch.zeros_like(appended))
+
+    vars(multiplexer)["demultiplex"] = blank
+    try:
+        yield
+    finally:
+        del vars(multiplexer)["demultiplex"]
 
 
 def plain_labels(classifier: MuxClassifier, samples: Sequence[Tokens], pad_id: int) -> Tensor:

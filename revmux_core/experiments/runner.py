@@ -140,6 +140,7 @@ class Runner:
             "accuracy_worst": evaluation.accuracy_worst,
             "agreement": evaluation.agreement,
             "agreement_worst": evaluation.agreement_worst,
+            "agreement_without_composite": evaluation.agreement_without_composite,
             "partner_sensitivity": evaluation.partner_sensitivity,
             "samples": evaluation.samples,
             "draws": evaluation.draws,

@@ -53,6 +53,13 @@ class ReversibleCoupling(nn.Module):
         return torch.stack(blocks, dim=-2)
 
 
+SHORTCUT_DROPOUT = 0.5
+"""Share of the samples of a training step that must do without their shortcut.
+
+Without it training settles on the shortcut alone and the composite is never learnt (`docs/performance.md`).
+"""
+
+
 class AttentionPool(nn.Module):
     """Learned queries that read a whole text: multi-head attention whose queries do not depend on the text.
 
@@ -100,6 +107,8 @@ class ReversibleMultiplexer(Multiplexer):
 
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         blocks = self.coupling.inverse(pooled.unflatten(-1, (self.width, self.block)))
+        if self.training:
+            own = own * (torch.rand(len(own), 1, device=own.device) >= SHORTCUT_DROPOUT)
         return self.up(torch.cat([own_block(blocks, slots), own], dim=-1))
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from revmux_core.training.batches import length_grouped_batches
@@ -23,6 +25,7 @@ LossFunction = Callable[[list[int]], tuple[Tensor, dict[str, float]]]
 """Sample indices of one step to the loss and the figures to log."""
 
 _LOG_EVERY = 50
+_SHORT = 128
 _CHECKPOINT_SECONDS = 60.0
 
 
@@ -45,6 +48,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     context around a whole run would train against stale weights.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def attention_kernel(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+    """The attention that trains fastest on batches padded to `tokens`.
+
+    On a CPU the flash kernel's backward pass took a quarter of a step at 25 tokens, ten times what plain matrix
+    products take; its worth is the memory that it saves on long texts.
+    """
+    short = device.type == "cpu" and tokens <= _SHORT
+    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
 def default_precision(device: torch.device) -> str:
@@ -96,12 +109,13 @@ def train_loop(
             torch.manual_seed(seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * _decay(step, total, schedule.warmup)
-            with autocast(device, precision):
-                loss, figures = loss_function(batches[position])
+            with attention_kernel(device, max(lengths[i] for i in batches[position])):
+                with autocast(device, precision):
+                    loss, figures = loss_function(batches[position])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}: lower the learning rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(list(parameters.values()), schedule.gradient_clip)
             optimizer.step()
             bar.update()

@@ -114,6 +114,7 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     assert report["plain_accuracy"] > 0.95
     assert 0.5 < report["accuracy_worst"] <= report["accuracy"] <= 1
     assert report["agreement_worst"] <= report["agreement"]
+    assert 0 < report["agreement_without_composite"] <= 1
     assert report["samples"] == 160
 
     timed = json.loads(run.invoke(app, f"bench --bundle {out} --rounds 1 --json".split()).stdout)
