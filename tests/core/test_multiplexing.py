@@ -36,7 +36,7 @@ def test_inverse_undoes_the_coupling(width: int, block: int, rows: int, dtype: t
 def test_every_sample_comes_back_from_its_own_slot(width: int, block: int, length: int, seed: int) -> None:
     """With identity layers between them, the demultiplexer recovers the down projection that the multiplexer made."""
     torch.manual_seed(seed)
-    multiplexer = ReversibleMultiplexer(width, width * block).double()
+    multiplexer = ReversibleMultiplexer(width, width * block).double().eval()
     hidden = torch.randn(3, width, length, width * block, dtype=torch.float64)
     with torch.no_grad():
         composite, mask = multiplexer.multiplex(hidden, torch.ones(3, width, length))
@@ -53,3 +53,17 @@ def test_every_sample_comes_back_from_its_own_slot(width: int, block: int, lengt
 def test_a_width_that_does_not_divide_the_hidden_size_is_refused() -> None:
     with pytest.raises(ValueError, match="divide the hidden size 32"):
         ReversibleMultiplexer(3, 32)
+
+
+def test_only_training_does_without_the_shortcut() -> None:
+    torch.manual_seed(0)
+    multiplexer = ReversibleMultiplexer(2, 32)
+    pooled, slots, own = torch.randn(1, 32).expand(64, -1), torch.zeros(64, dtype=torch.long), torch.ones(64, 64)
+    with torch.no_grad():
+        blank = multiplexer.eval().demultiplex(pooled, slots, torch.zeros(64, 64), pooled[:, :0])
+        served = multiplexer.demultiplex(pooled, slots, own, pooled[:, :0])
+        trained = multiplexer.train().demultiplex(pooled, slots, own, pooled[:, :0])
+    dropped = torch.isclose(trained, blank, atol=1e-6).all(dim=1)
+    kept = torch.isclose(trained, served, atol=1e-6).all(dim=1)
+    assert torch.equal(dropped, ~kept)
+    assert 0 < int(dropped.sum()) < 64
