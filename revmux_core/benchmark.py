@@ -6,13 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from revmux_core.bundle import Bundle
 from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
-from revmux_core.points import OperatingPoint
 
 # Sentences written for this project, as long as those of SST-2's development set: mean 25 word pieces.
 SAMPLE_TEXTS = Path(__file__).parent / "sample_texts.txt"
@@ -76,11 +76,11 @@ def measure_speed(
     """
     classifier = bundle.classifier
     points = [bundle.point(width) for width in sorted({1, *widths})]
-
-    def run(point: OperatingPoint) -> Callable[[], object]:
-        return lambda: run_all(classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
-
-    seconds = time_in_turn({point.width: run(point) for point in points}, rounds, progress)
+    timed = {
+        point.width: partial(run_all, classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
+        for point in points
+    }
+    seconds = time_in_turn(timed, rounds, progress)
     layers = classifier.backbone.num_layers
     return [
         Speed(

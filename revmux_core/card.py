@@ -102,7 +102,7 @@ def model_card(manifest: Manifest) -> str:
         "relative to width 1 in the same run. Ideal counts layer compute only.",
         "",
         "| width | prefill layers | ideal speed-up | measured | accuracy (worst draw) | share of plain | "
-        "agreement with plain (worst) | without its composite | label depends on partner | adapter parameters |",
+        "agreement with plain (worst) | without its composite | label depends on partner | multiplexer parameters |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row) for row in measured["widths"]),
         "",
@@ -127,8 +127,8 @@ def model_card(manifest: Manifest) -> str:
         "",
         "A multiplexed answer depends a little on the texts it shares a sequence with; the table says how often that "
         "changed the label. Without its composite an answer has only its own prefill layers to go by. Width 1 is the "
-        "untouched model. Figures hold for text like the data above; measure "
-        "agreement on your own with `revmux eval`, which needs no labels.",
+        "untouched model. Figures hold for text like the data above; measure agreement on your own with `revmux eval`, "
+        "which needs no labels.",
         "",
     ]
     return "\n".join(lines)

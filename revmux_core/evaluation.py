@@ -78,7 +78,8 @@ def evaluate(
         answers[draw] = _draw_labels(classifier, point, samples, pad_id, seed, draw)
         progress()
     if point.is_plain:
-        blank = plain
+        # It has no composite to blank; `reference` may be another model, so this is not always 1.
+        blank = answers[0]
     else:
         with _blanked(classifier.adapters_of(point).multiplexer):
             blank = _draw_labels(classifier, point, samples, pad_id, seed, draws)

@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from revmux_core.base_model import sha256
-from revmux_core.bundle import BaseEntry, Bundle, load_bundle, save_bundle
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import Adapters
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
-from tests.tiny import HIDDEN, LABELS, LAYERS, MAX_TOKENS, save_tokenizer, tiny_config
+from tests.tiny import HIDDEN, LABELS, LAYERS, save_tiny_bundle, save_tokenizer, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -40,20 +39,10 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
     """A bundle around `tiny_base_path` with untrained adapters of widths 2 and 4."""
     folder = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(1)
-    save_bundle(
-        folder,
-        name="tiny",
-        base=BaseEntry(model_id=str(tiny_base_path), sha256=sha256(tiny_base_path / "model.safetensors")),
-        labels=LABELS,
-        max_tokens=MAX_TOKENS,
-        source=tiny_base_path,
-        task=None,
-        adapters={
-            OperatingPoint.mux(width, 2, LAYERS): Adapters(ReversibleMultiplexer(width, HIDDEN)) for width in (2, 4)
-        },
-        num_layers=LAYERS,
-        training={},
-    )
+    adapters = {
+        OperatingPoint.mux(width, 2, LAYERS): Adapters(ReversibleMultiplexer(width, HIDDEN)) for width in (2, 4)
+    }
+    save_tiny_bundle(folder, tiny_base_path, adapters)
     return folder
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
+
+from revmux_core.base_model import sha256
+from revmux_core.bundle import BaseEntry, save_bundle
+from revmux_core.classifier import Adapters
+from revmux_core.points import OperatingPoint
 
 LABELS = ["negative", "neutral", "positive"]
 WORDS = [f"word{i}" for i in range(180)] + ["a", "an", "the", "good", "bad", "film", "is", "not", "very", "."]
@@ -31,6 +37,22 @@ def save_tokenizer(folder: Path) -> None:
         model_max_length=MAX_TOKENS,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
+
+
+def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint, Adapters]) -> None:
+    """A bundle around the tiny classifier in the folder `base`."""
+    save_bundle(
+        folder,
+        name="tiny",
+        base=BaseEntry(model_id=str(base), sha256=sha256(base / "model.safetensors")),
+        labels=LABELS,
+        max_tokens=MAX_TOKENS,
+        source=base,
+        task=None,
+        adapters=adapters,
+        num_layers=LAYERS,
+        training={},
+    )
 
 
 def tiny_config(**settings: Any) -> BertConfig:

@@ -36,6 +36,8 @@ from revmux_core.training.run import Recipe, train
 from revmux_core.training.student import train_student
 
 _ROUNDS = 5
+# All weights of a pre-trained model train: its usual learning rate, not that of fresh adapters.
+_STUDENT_LEARNING_RATE = 1e-4
 
 
 @dataclass(slots=True)
@@ -145,7 +147,8 @@ class Runner:
             "samples": evaluation.samples,
             "draws": evaluation.draws,
             "speedup": median_ratio(times[PLAIN], times["own"]),
-            "ideal_speedup": plain.backbone.num_layers / (point.ideal_cost(backbone.num_layers) * backbone.num_layers),
+            # Of the whole model's layers, also for a point of a pruned one.
+            "ideal_speedup": point.ideal_speedup(plain.backbone.num_layers),
             "trained_parameters": parameters,
             "training_seconds": seconds,
             "precision": self._precision,
@@ -250,7 +253,6 @@ class Runner:
         if settings.key not in task.students:
             samples, labels = self._text(run, task)
             teacher = self._teacher_states(run, task)
-            # All weights of a pre-trained model train: its usual learning rate, not that of fresh adapters.
             schedule = replace(_schedule(settings), learning_rate=_STUDENT_LEARNING_RATE)
             model, seconds = train_student(
                 task.bundle.classifier.backbone,
@@ -269,9 +271,6 @@ class Runner:
             )
             task.students[settings.key] = view(model), seconds
         return task.students[settings.key]
-
-
-_STUDENT_LEARNING_RATE = 1e-4
 
 
 def _point(run: Run, num_layers: int) -> OperatingPoint:

@@ -25,7 +25,6 @@ class Multiplexer(ABC, nn.Module):
         if width < 2 or hidden_size % width:
             raise RevmuxError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
         self.width = width
-        self.hidden_size = hidden_size
 
     @abstractmethod
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ class TokenPoolMultiplexer(Multiplexer):
 
     As in Funnel-Transformer (Dai et al. 2020, arXiv 2006.03236), with a learned query in place of the mean. It costs
     what multiplexing N texts costs, 1 + (T - 1)/N positions a text, and no text meets another: partners cannot change
-    an answer. The shortcut and the up projection are those of `ReversibleMultiplexer`.
+    an answer. It has the shortcut of `ReversibleMultiplexer`, never hidden in training, and a smaller up projection.
     """
 
     rows_apart = True

@@ -53,8 +53,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def attention_kernel(device: torch.device, tokens: int) -> AbstractContextManager[None]:
     """The attention that trains fastest on batches padded to `tokens`.
 
-    On a CPU the flash kernel's backward pass took a quarter of a step at 25 tokens, ten times what plain matrix
-    products take; its worth is the memory that it saves on long texts.
+    On a CPU the flash kernel's backward pass took a quarter of a step at 25 tokens, nine times its forward pass; its
+    worth is the memory that it saves on long texts.
     """
     short = device.type == "cpu" and tokens <= _SHORT
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()

@@ -57,6 +57,8 @@ def test_a_matrix_runs_resumes_and_reports(experiment: Experiment, tmp_path: Pat
     rows = {row.name: row for row in rows_of(results)}
     assert rows["plain"].agreement == rows["plain"].share == 1
     assert rows["pruned-student, layers 0.2"].ideal_speedup == pytest.approx(2)
+    student = next(result for result in results if result["run"]["method"] == "pruned-student")
+    assert student["agreement_without_composite"] == student["agreement"]
     assert rows["revmux, n2-l2-u2.3"].seeds == 2
     assert rows["revmux, n2-l1-u2.3, deltas of rank 2, joined text"].ideal_speedup == pytest.approx(2)
     # A student of 2 layers, then width 2 from its first layer up: 1.5 layers of 4.

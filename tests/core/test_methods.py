@@ -9,16 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revmux_core.base_model import sha256
 from revmux_core.batch import collate
-from revmux_core.bundle import BaseEntry, Bundle, load_bundle, save_bundle
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import Adapters, MuxClassifier
 from revmux_core.deltas import DeltaLayers
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import METHODS, make_multiplexer
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
-from tests.tiny import HIDDEN, LABELS, LAYERS, MAX_TOKENS
+from tests.tiny import HIDDEN, LAYERS, save_tiny_bundle
 
 SAMPLES = [Tokens([2, *range(4 + i, 4 + 3 * i + 1), 3], [0] * (2 * i + 3)) for i in range(5)]
 
@@ -52,18 +51,7 @@ def test_a_bundle_answers_as_what_was_saved(
 ) -> None:
     point, adapters = build(tiny_bundle, method, rank)
     before = MuxClassifier(tiny_bundle.classifier.backbone, {point: adapters})
-    save_bundle(
-        tmp_path / "bundle",
-        name="tiny",
-        base=BaseEntry(model_id=str(tiny_base_path), sha256=sha256(tiny_base_path / "model.safetensors")),
-        labels=LABELS,
-        max_tokens=MAX_TOKENS,
-        source=tiny_base_path,
-        task=None,
-        adapters={point: adapters},
-        num_layers=LAYERS,
-        training={},
-    )
+    save_tiny_bundle(tmp_path / "bundle", tiny_base_path, {point: adapters})
     loaded = load_bundle(tmp_path / "bundle").classifier
     expected = answers(before, point, SAMPLES)
     torch.testing.assert_close(answers(loaded, point, SAMPLES), expected, atol=1e-4, rtol=1e-3)
