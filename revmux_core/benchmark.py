@@ -1,10 +1,10 @@
-"""The engine alone: sequences a second at every width, measured in turn so that a noisy machine hits all alike."""
+"""The engine alone: sequences a second at every point, measured in turn so that a noisy machine hits all alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from revmux_core.bundle import Bundle
 from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
+from revmux_core.points import OperatingPoint
 
 # Sentences written for this project, as long as those of SST-2's development set: mean 25 word pieces.
 SAMPLE_TEXTS = Path(__file__).parent / "sample_texts.txt"
@@ -20,9 +21,13 @@ SAMPLE_TEXTS = Path(__file__).parent / "sample_texts.txt"
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One width's speed. `speedup` is over width 1, the median of the rounds' own ratios; `ideal_speedup` is that of
-    the layer compute alone (`OperatingPoint.ideal_speedup`)."""
+    """One point's speed.
 
+    `speedup` is over the plain path, the median of the rounds' own ratios; `ideal_speedup` is that of the layer compute
+    alone (`OperatingPoint.ideal_speedup`).
+    """
+
+    point: str
     width: int
     prefill: int
     sequences_per_second: float
@@ -62,33 +67,31 @@ def median_ratio(baseline: Sequence[float], own: Sequence[float]) -> float:
 def measure_speed(
     bundle: Bundle,
     samples: Sequence[Tokens],
-    widths: Sequence[int],
+    points: Iterable[OperatingPoint],
     rounds: int,
     batch_tokens: int,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Speed]:
-    """Classifies all `samples` once per round and width, tokens to logits, in batches of `batch_tokens` padded tokens.
+    """Classifies all `samples` once per round and point, tokens to logits, in batches of `batch_tokens` padded tokens.
 
-    Rounds go through the widths in turn (A B A B); width 1 is always among them, since the others are compared with
-    it. `progress` is called after every round.
-
-    Raises `RevmuxError` for a width that the bundle lacks.
+    Rounds go through the points in turn (A B A B); the plain one is always among them, since the others are compared
+    with it. `progress` is called after every round. The result is in the order of `points`, none twice.
     """
     classifier = bundle.classifier
-    points = [bundle.point(width) for width in sorted({1, *widths})]
     timed = {
-        point.width: partial(run_all, classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
-        for point in points
+        point: partial(run_all, classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
+        for point in dict.fromkeys([*points, classifier.plain])
     }
     seconds = time_in_turn(timed, rounds, progress)
     layers = classifier.backbone.num_layers
     return [
         Speed(
+            point=point.name,
             width=point.width,
             prefill=point.prefill,
-            sequences_per_second=len(samples) / statistics.median(seconds[point.width]),
-            speedup=median_ratio(seconds[1], seconds[point.width]),
+            sequences_per_second=len(samples) / statistics.median(seconds[point]),
+            speedup=median_ratio(seconds[classifier.plain], seconds[point]),
             ideal_speedup=point.ideal_speedup(layers),
         )
-        for point in points
+        for point in timed
     ]

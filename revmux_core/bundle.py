@@ -3,7 +3,7 @@
 bundle.json                  the manifest: names, labels, points, how it was trained, what it measured, all hashes
 backbone/                    configuration and tokenizer of the base model
 task/                        LoRA weights and head, where the task was tuned here (PEFT's own format)
-adapters/POINT.safetensors   the multiplexer of one operating point
+adapters/POINT.safetensors   the adapters of one operating point
 README.md                    the model card, written from the manifest
 """
 
@@ -55,7 +55,7 @@ class BaseEntry(BaseModel):
 
 
 class PointEntry(BaseModel):
-    """One multiplexed operating point and the file that holds its adapters."""
+    """One operating point beside the plain one, and the file that holds its adapters."""
 
     width: int
     prefill: int
@@ -93,8 +93,13 @@ class Manifest(BaseModel):
 
     @property
     def points(self) -> list[OperatingPoint]:
-        """The multiplexed points."""
+        """All points but the plain one."""
         return [entry.point for entry in self.adapters]
+
+    @property
+    def measured_agreement(self) -> dict[str, float]:
+        """By point name, what `record_measurements` stored; empty for a bundle that was not measured."""
+        return {row["point"]: row["agreement"] for row in self.measured.get("points", [])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +110,35 @@ class Bundle:
     classifier: MuxClassifier
     tokenizer: Tokenizer
 
-    def point(self, width: int | None = None) -> OperatingPoint:
-        """The operating point of a width; the widest where none is named. Raises `RevmuxError` for an unknown width."""
-        points = {point.width: point for point in self.classifier.points}
-        if width is None:
-            width = max(points)
-        if width not in points:
-            raise RevmuxError(f"bundle {self.manifest.name} has the widths {sorted(points)}, not {width}")
-        return points[width]
+    def point(self, choice: int | str | None = None) -> OperatingPoint:
+        """An operating point by width or by name (`OperatingPoint.name`); the cheapest where nothing is named.
 
-    def classify(self, texts: Sequence[str | tuple[str, str]], width: int | None = None) -> list[Prediction]:
-        """Answers texts, or pairs of texts, in order, at a mux width (the widest by default).
+        Of several points of one width it is the cheapest, but width 1 is always the plain one. Raises `RevmuxError`
+        where the bundle has none such.
+        """
+        layers = self.classifier.backbone.num_layers
+        by_cost = sorted(self.classifier.points, key=lambda point: point.ideal_cost(layers))
+        if choice is None:
+            return by_cost[0]
+        if choice == 1:
+            return self.classifier.plain
+        for point in by_cost:
+            if choice in (point.width, point.name):
+                return point
+        widths = sorted({point.width for point in by_cost})
+        names = ", ".join(point.name for point in by_cost)
+        raise RevmuxError(f"bundle {self.manifest.name} has the widths {widths} and the points {names}, not {choice}")
 
-        The same list gives the same answers again on the same machine. Raises `RevmuxError` for an unknown width.
+    def classify(self, texts: Sequence[str | tuple[str, str]], point: int | str | None = None) -> list[Prediction]:
+        """Answers texts, or pairs of texts, in order, at a width or point (see `point`).
+
+        The same list gives the same answers again on the same machine. Raises `RevmuxError` for an unknown point.
         """
         if not texts:
             return []
-        point = self.point(width)
+        chosen = self.point(point)
         samples = self.tokenizer([(text, None) if isinstance(text, str) else text for text in texts])
-        logits, widths = run_all(self.classifier, samples, point, self.tokenizer.pad_id, BATCH_TOKENS)
+        logits, widths = run_all(self.classifier, samples, chosen, self.tokenizer.pad_id, BATCH_TOKENS)
         return [
             Prediction(self.manifest.labels[int(probs.argmax())], probs.tolist(), used)
             for probs, used in zip(logits.softmax(dim=-1), widths, strict=True)

@@ -26,39 +26,36 @@ def measure_and_write(
     draws: int,
     progress: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Evaluates and times every width of the bundle in `folder` on held-out samples, and stores and words the result.
+    """Evaluates and times every point of the bundle in `folder` on held-out samples, and stores and words the result.
 
     `data` names the samples on the card. `progress` is called after every draw and every round of timing.
     """
-    widths = [point.width for point in bundle.classifier.points]
-    speeds = measure_speed(bundle, samples, widths, _ROUNDS, BATCH_TOKENS, progress)
+    layers = bundle.classifier.backbone.num_layers
+    points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
+    speeds = measure_speed(bundle, samples, points, _ROUNDS, BATCH_TOKENS, progress)
     # Width 1 has no partners to draw.
     evaluations = [
         evaluate(
             bundle.classifier,
-            bundle.point(width),
+            point,
             samples,
             labels,
             bundle.tokenizer.pad_id,
-            draws if width > 1 else 1,
+            draws if point.width > 1 else 1,
             progress=progress,
         )
-        for width in widths
+        for point in points
     ]
-    adapters = {
-        point.width: sum(tensor.numel() for tensor in bundle.classifier.adapters_of(point).multiplexer.parameters())
-        for point in bundle.classifier.points
-        if not point.is_plain
-    }
+    stored = {entry.point.name: (folder / entry.file).stat().st_size for entry in bundle.manifest.adapters}
     measured = {
         "data": data,
         "machine": machine(),
-        "widths": [
+        "points": [
             evaluation.to_json()
             | {
                 "speedup": round(speed.speedup, 3),
                 "ideal_speedup": round(speed.ideal_speedup, 3),
-                "adapter_parameters": adapters.get(evaluation.width, 0),
+                "bytes": stored.get(evaluation.point, 0),
             }
             for evaluation, speed in zip(evaluations, speeds, strict=True)
         ],
@@ -95,16 +92,16 @@ def model_card(manifest: Manifest) -> str:
         f"- Tuned on the task here: {'yes, low-rank updates and a head, merged at load' if manifest.tuned else 'no'}.",
         f"- Longest input: {manifest.max_tokens} tokens; longer ones are cut.",
         "",
-        "## What each width costs and gains",
+        "## What each operating point costs and gains",
         "",
-        f"Measured on {measured['data']}, {measured['widths'][0]['samples']} samples, "
-        f"{measured['widths'][-1]['draws']} reshuffles of partners; speed on {measured['machine']}, float32, "
-        "relative to width 1 in the same run. Ideal counts layer compute only.",
+        f"Measured on {measured['data']}, {measured['points'][0]['samples']} samples, "
+        f"{max(row['draws'] for row in measured['points'])} reshuffles of partners; speed on {measured['machine']}, "
+        "float32, relative to the plain path in the same run. Ideal counts layer compute only.",
         "",
-        "| width | prefill layers | ideal speed-up | measured | accuracy (worst draw) | share of plain | "
-        "agreement with plain (worst) | without its composite | label depends on partner | multiplexer parameters |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *(_row(row) for row in measured["widths"]),
+        "| point | texts a sequence | ideal speed-up | measured | accuracy (worst draw) | share of plain | "
+        "agreement with plain (worst) | without its composite | label depends on partner | stored |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(_row(row, manifest.num_layers) for row in measured["points"]),
         "",
         "## Training",
         "",
@@ -118,30 +115,34 @@ def model_card(manifest: Manifest) -> str:
         losses = ", ".join(f"{name} {weight:g}" for name, weight in recipe["losses"].items())
         seconds = ", ".join(f"{stage} {value / 60:.0f} min" for stage, value in training["seconds"].items())
         lines += [
-            f"- {training['samples']} samples, seed {recipe['seed']}, {training['precision']} on {training['device']}; "
-            f"loss weights: {losses}; time: {seconds}.",
+            f"- {training['samples']} samples and {training['joined_samples']} joined from them, "
+            f"seed {recipe['seed']}, {training['precision']} on {training['device']}; loss weights: {losses}; "
+            f"time: {seconds}.",
         ]
     lines += [
         "",
         "## Limits",
         "",
-        "A multiplexed answer depends a little on the texts it shares a sequence with; the table says how often that "
-        "changed the label. Without its composite an answer has only its own prefill layers to go by. Width 1 is the "
-        "untouched model. Figures hold for text like the data above; measure agreement on your own with `revmux eval`, "
-        "which needs no labels.",
+        "The plain point is the untouched model. An early exit answers from its first layers and no other text can "
+        "change its answer. A multiplexed answer depends a little on the texts it shares a sequence with; the table "
+        "says how often that changed the label. Without its composite it has only its own prefill layers to go by. "
+        "Figures hold for text like the data above; measure agreement on your own with `revmux eval`, which needs no "
+        "labels.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, Any], num_layers: int) -> str:
+    kind = "multiplexed" if row["width"] > 1 else "plain" if row["prefill"] == num_layers else "early exit"
+    without = row["agreement_without_composite"]
     accuracy = share = "not measured"
     if row["accuracy"] is not None:
         accuracy = f"{row['accuracy']:.1%} ({row['accuracy_worst']:.1%})"
         share = f"{row['accuracy'] / row['plain_accuracy']:.1%}"
     return (
-        f"| {row['width']} | {row['prefill']} | {row['ideal_speedup']:.2f} | {row['speedup']:.2f} | {accuracy} | "
-        f"{share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | "
-        f"{row['agreement_without_composite']:.1%} | {row['partner_sensitivity']:.1%} | "
-        f"{row['adapter_parameters'] / 1e6:.1f} M |"
+        f"| `{row['point']}` {kind} | {row['width']} | {row['ideal_speedup']:.2f} | {row['speedup']:.2f} | "
+        f"{accuracy} | {share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | "
+        f"{'-' if without is None else f'{without:.1%}'} | {row['partner_sensitivity']:.1%} | "
+        f"{row['bytes'] / 1e6:.1f} MB |"
     )

@@ -18,7 +18,7 @@ from revmux_core.points import OperatingPoint
 
 
 class Adapters(nn.Module):
-    """All that belongs to one multiplexed operating point beside the frozen backbone.
+    """All that belongs to one operating point, other than the plain one, beside the frozen backbone.
 
     `deltas` holds the point's own versions of its upper layers; None runs the frozen ones.
     """
@@ -38,7 +38,7 @@ class Adapters(nn.Module):
 def make_adapters(backbone: Backbone, point: OperatingPoint, multiplexer: Multiplexer, delta_rank: int) -> Adapters:
     """Untrained adapters of `point`, on the backbone's device; `delta_rank` 0 leaves its upper layers frozen."""
     layers = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
-    return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if delta_rank else None)
+    return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if delta_rank and layers else None)
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class _Track:
 class MuxClassifier(nn.Module):
     """Prefill, multiplex, upper layers, demultiplex, head: for samples that sit at different points of one batch.
 
-    `adapters` has those of every multiplexed point. Plain inference needs none and is always there.
+    `adapters` has those of every other point. Plain inference needs none and is always there.
     """
 
     def __init__(self, backbone: Backbone, adapters: Mapping[OperatingPoint, Adapters]) -> None:
@@ -130,7 +130,7 @@ class MuxClassifier(nn.Module):
         ]
         for lo, hi in _spans([track.point for track in tracks], backbone.num_layers):
             for track in tracks:
-                if track.point.prefill == lo and not track.point.is_plain:
+                if track.point.prefill == lo and track.point != self.plain:
                     adapters = self.adapters_of(track.point)
                     track.composites = multiplex(backbone, adapters.multiplexer, track.hidden, track.mask)
                     track.hidden, track.mask = track.composites.hidden, track.composites.mask

@@ -28,10 +28,12 @@ class Evaluation:
     """Shares of samples, over `draws` reshuffles of partners; accuracies are None without labels.
 
     `agreement` is with the plain path's label. `agreement_without_composite` is that of one more draw in which every
-    composite's output is blanked: what prefill and shortcut are worth alone, and so what the upper layers add.
+    composite's output is blanked: what prefill and shortcut are worth alone, and so what the upper layers add. It is
+    None at width 1, where there are no composites.
     `partner_sensitivity` is the share of samples whose label was not the same in every draw.
     """
 
+    point: str
     width: int
     prefill: int
     samples: int
@@ -41,7 +43,7 @@ class Evaluation:
     accuracy_worst: float | None
     agreement: float
     agreement_worst: float
-    agreement_without_composite: float
+    agreement_without_composite: float | None
     partner_sensitivity: float
 
     def to_json(self) -> dict[str, Any]:
@@ -77,16 +79,16 @@ def evaluate(
     for draw in range(draws):
         answers[draw] = _draw_labels(classifier, point, samples, pad_id, seed, draw)
         progress()
-    if point.is_plain:
-        # It has no composite to blank; `reference` may be another model, so this is not always 1.
-        blank = answers[0]
-    else:
+    without_composite = None
+    if width > 1:
         with _blanked(classifier.adapters_of(point).multiplexer):
             blank = _draw_labels(classifier, point, samples, pad_id, seed, draws)
+        without_composite = float((blank == plain).double().mean())
     truth = None if labels is None else torch.tensor(labels)
     agreement = (answers == plain).double().mean(dim=1)
     accuracy = None if truth is None else (answers == truth).double().mean(dim=1)
     return Evaluation(
+        point=point.name,
         width=width,
         prefill=point.prefill,
         samples=len(samples),
@@ -96,7 +98,7 @@ def evaluate(
         accuracy_worst=None if accuracy is None else float(accuracy.min()),
         agreement=float(agreement.mean()),
         agreement_worst=float(agreement.min()),
-        agreement_without_composite=float((blank == plain).double().mean()),
+        agreement_without_composite=without_composite,
         partner_sensitivity=float((answers != answers[0]).any(dim=0).double().mean()),
     )
 

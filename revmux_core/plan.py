@@ -71,4 +71,4 @@ class MuxPlan:
     @property
     def composites(self) -> int:
         """Composites of width 2 or more."""
-        return sum(group.composites for group in self.groups if not group.point.is_plain)
+        return sum(group.composites for group in self.groups if group.point.width > 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from revmux_core.errors import RevmuxError
+
+_NAME = re.compile(r"n(\d{1,4})-l(\d{1,4})(?:-u(\d{1,4}(?:\.\d{1,4})*))?")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -12,7 +15,8 @@ class OperatingPoint:
     """How a sample travels through the backbone.
 
     `width` samples share one composite (N of the paper) after `prefill` layers (l) were run on each alone; the layers
-    in `upper` then run once for all of them. Plain inference is the point with width 1 whose prefill is every layer.
+    in `upper` then run once for all of them. Plain inference is the point with width 1 whose prefill is every layer; a
+    point of width 1 that stops below the top is an early exit.
 
     Raises `ValueError` for a width below 1, a negative prefill, or upper layers that are not ascending and above the
     prefill.
@@ -45,9 +49,17 @@ class OperatingPoint:
             raise RevmuxError(f"prefill must be from 0 to {num_layers - 1} for a model of {num_layers} layers")
         return cls(width=width, prefill=prefill, upper=tuple(range(prefill, num_layers)))
 
-    @property
-    def is_plain(self) -> bool:
-        return self.width == 1
+    @classmethod
+    def parse(cls, name: str) -> OperatingPoint:
+        """The point that has this `name`. Raises `RevmuxError` for a text that names none."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise RevmuxError(f"{name} names no operating point: n2-l3-u3.4.5 is width 2, prefill 3, layers 3, 4 and 5")
+        width, prefill, upper = match.groups()
+        try:
+            return cls(int(width), int(prefill), tuple(map(int, upper.split("."))) if upper else ())
+        except ValueError as error:
+            raise RevmuxError(f"{name} names no operating point: {error}") from error
 
     @property
     def name(self) -> str:

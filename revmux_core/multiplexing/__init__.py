@@ -5,14 +5,15 @@ from __future__ import annotations
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing.base import Multiplexer
 from revmux_core.multiplexing.datamux import DataMuxMultiplexer
+from revmux_core.multiplexing.earlyexit import EarlyExit
 from revmux_core.multiplexing.muxplm import MuxPlmMultiplexer
 from revmux_core.multiplexing.published import OneWayMultiplexer, PublishedMultiplexer, VanillaAdapterMultiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.multiplexing.tokenpool import TokenPoolMultiplexer
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Multiplexer", "make_multiplexer", "method_of"]
+__all__ = ["DEFAULT_METHOD", "EARLY_EXIT", "METHODS", "Multiplexer", "make_multiplexer", "method_of"]
 
-DEFAULT_METHOD = "revmux"
+DEFAULT_METHOD, EARLY_EXIT = "revmux", "early-exit"
 
 METHODS: dict[str, type[Multiplexer]] = {
     DEFAULT_METHOD: ReversibleMultiplexer,
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Multiplexer]] = {
     "datamux": DataMuxMultiplexer,
     "mux-plm": MuxPlmMultiplexer,
     "token-pool": TokenPoolMultiplexer,
+    EARLY_EXIT: EarlyExit,
 }
 
 

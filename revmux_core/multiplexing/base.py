@@ -12,18 +12,21 @@ from revmux_core.errors import RevmuxError
 class Multiplexer(ABC, nn.Module):
     """Adapters of one operating point. Shapes: B composites of N samples, S samples, T positions, hidden size d.
 
-    `appended` is the number of positions that `multiplex` adds after those of the text, for its own use. Where
-    `rows_apart` holds, a composite is not one row of the upper layers but N, one for each of its samples.
+    `min_width` is the least width that makes sense. `appended` is the number of positions that `multiplex` adds
+    after those of the text, for its own use. Where `rows_apart` holds, a composite is not one row of the upper
+    layers but N, one for each of its samples.
     """
 
+    min_width: int = 2
     appended: int = 0
     rows_apart: bool = False
 
     def __init__(self, width: int, hidden_size: int) -> None:
-        """Raises `RevmuxError` when `width` does not divide `hidden_size`."""
+        """Raises `RevmuxError` when `width` is below `min_width` or does not divide `hidden_size`."""
         super().__init__()
-        if width < 2 or hidden_size % width:
-            raise RevmuxError(f"width must be at least 2 and divide the hidden size {hidden_size}, got {width}")
+        if width < self.min_width or hidden_size % width:
+            least = self.min_width
+            raise RevmuxError(f"width must be at least {least} and divide the hidden size {hidden_size}, got {width}")
         self.width = width
 
     @abstractmethod

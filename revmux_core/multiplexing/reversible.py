@@ -85,8 +85,8 @@ class ReversibleMultiplexer(Multiplexer):
     """Down projection, reversible coupling, and after the shared layers its inverse and the up projection.
 
     Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, an up
-    projection of width 2d in place of 3d, and a shortcut: it also reads the sample's own prefill states, pooled and
-    through an attention pool (measured in `docs/performance.md`).
+    projection with one hidden layer of width d in place of two of 3d, and a shortcut: it also reads the sample's own
+    prefill states, pooled and through an attention pool (measured in `docs/performance.md`).
     """
 
     def __init__(self, width: int, hidden_size: int) -> None:
@@ -95,7 +95,7 @@ class ReversibleMultiplexer(Multiplexer):
         self.down = nn.Linear(hidden_size, self.block)
         self.coupling = ReversibleCoupling(width, self.block, hidden_size)
         self.pool = AttentionPool(hidden_size)
-        self.up = mlp(self.block + 2 * hidden_size, 2 * hidden_size, 2 * hidden_size, hidden_size)
+        self.up = mlp(self.block + 2 * hidden_size, hidden_size, hidden_size)
 
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         blocks = self.down(hidden).movedim(1, -2)

@@ -20,7 +20,7 @@ from revmux_core.bundle import BaseEntry, load_model, save_bundle, save_task
 from revmux_core.classifier import make_adapters
 from revmux_core.data import Example, label_ids
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, make_multiplexer
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
@@ -29,6 +29,8 @@ from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule, default_precision
 from revmux_core.training.losses import UNLABELLED, LossWeights
 from revmux_core.training.task import tune
+
+DEFAULT_WIDTHS = (2, 4)
 
 
 class TrainingError(RevmuxError):
@@ -39,14 +41,17 @@ class TrainingError(RevmuxError):
 class Recipe:
     """Everything that decides what training produces, beside the data.
 
-    `prefill` None is half the layers. `join_rounds` adds unlabelled texts, joined from the given ones (`join_texts`),
-    to what is distilled. `delta_rank` above 0 gives every point its own low-rank updates of the upper layers. `labels`
-    names the classes of a bare encoder, in the order of their indices; a classifier brings its own. `task` and
-    `lora_rank` are used for a bare encoder only.
+    `widths` are trained at `prefill` layers with every layer above shared, `points` are further operating points by
+    name, where one of width 1 is an early exit; without any of them it is `DEFAULT_WIDTHS`, and early exits after a
+    third, half and two thirds of the layers. `prefill` None is half the layers. `join_rounds` adds unlabelled
+    texts, joined from the given ones (`join_texts`), to what is distilled. `delta_rank` above 0 gives every point
+    its own low-rank updates of the upper layers. `labels` names the classes of a bare encoder, in the order of
+    their indices; a classifier brings its own. `task` and `lora_rank` are used for a bare encoder only.
     """
 
     model: str
     widths: tuple[int, ...]
+    points: tuple[str, ...] = ()
     method: str = DEFAULT_METHOD
     prefill: int | None = None
     labels: tuple[str, ...] = ()
@@ -98,13 +103,15 @@ def train(
     if targets is not None:
         targets += [UNLABELLED] * len(joined)
     prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
-    # Width 1 needs no adapters: it is always there.
-    points = [OperatingPoint.mux(width, prefill, backbone.num_layers) for width in sorted({*recipe.widths} - {1})]
+    points = _points(recipe, prefill, backbone.num_layers)
     if not points and is_classifier:
-        raise TrainingError("there is nothing to train: name at least one --width of 2 or more")
+        raise TrainingError("there is nothing to train: name at least one --width of 2 or more, or a --point")
     # Made before tuning, so that a method or width that does not fit is refused at once.
     multiplexers = {
-        point: make_multiplexer(recipe.method, point.width, backbone.hidden_size).to(device) for point in points
+        point: make_multiplexer(
+            EARLY_EXIT if point.width == 1 else recipe.method, point.width, backbone.hidden_size
+        ).to(device)
+        for point in points
     }
     seconds = {}
 
@@ -134,7 +141,8 @@ def train(
         for point, multiplexer in multiplexers.items()
     }
     if adapters:
-        states = compute_states(backbone, samples, [prefill], work, tokenizer.pad_id, device, precision)
+        depths = [point.prefill for point in adapters]
+        states = compute_states(backbone, samples, depths, work, tokenizer.pad_id, device, precision)
         seconds["adapters"] = train_adapters(
             backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
         )
@@ -158,6 +166,26 @@ def train(
             **(provenance or {}),
         },
     )
+
+
+def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoint]:
+    """What the recipe trains: all but the plain point, which needs no adapters and is always there."""
+    widths, names = recipe.widths, recipe.points
+    if not widths and not names:
+        widths = DEFAULT_WIDTHS
+        exits = {round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)} - {0, num_layers}
+        names = tuple(OperatingPoint(1, depth, ()).name for depth in sorted(exits))
+    points = {OperatingPoint.mux(width, prefill, num_layers) for width in {*widths} - {1}}
+    for name in names:
+        point = OperatingPoint.parse(name)
+        if point.prefill >= num_layers or any(layer >= num_layers for layer in point.upper):
+            raise TrainingError(f"--point {name} does not fit a model of {num_layers} layers")
+        if bool(point.upper) != (point.width > 1):
+            raise TrainingError(
+                f"--point {name}: composites (n2 and wider) need upper layers to run on, an early exit (n1) has none"
+            )
+        points.add(point)
+    return sorted(points)
 
 
 def _labels(found: BaseModel, recipe: Recipe, examples: Sequence[Example]) -> tuple[list[str], bool]:

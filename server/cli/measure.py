@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from revmux_core.errors import RevmuxError
 from server.cli.common import (
     BaseOption,
     BundleOption,
@@ -26,7 +27,8 @@ from server.cli.common import (
 def evaluate(
     bundle: BundleOption,
     data: DataOption,
-    width: Annotated[int | None, typer.Option(help="Mux width. Default: the bundle's widest.")] = None,
+    width: Annotated[int | None, typer.Option(help="Mux width; 1 is the plain path.")] = None,
+    point: Annotated[str | None, typer.Option(help="Or an operating point by its name, see `revmux info`.")] = None,
     draws: Annotated[int, typer.Option(help="Reshuffles of partners.")] = 10,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -41,15 +43,17 @@ def evaluate(
     from revmux_core.data import label_ids
     from revmux_core.evaluation import evaluate as run
 
+    if width is not None and point is not None:
+        raise RevmuxError("name one of --width and --point")
     examples = read(data, text_column, pair_column, label_column)
     loaded = load_bundle(bundle, base, pick_device(device))
     samples = loaded.tokenizer([(example.text, example.pair) for example in examples])
     labels = label_ids(examples, loaded.manifest.labels)
-    point = loaded.point(width)
-    with tqdm(total=draws, desc=f"width {point.width}", unit="draw", disable=None) as bar:
+    chosen = loaded.point(point or width)
+    with tqdm(total=draws, desc=chosen.name, unit="draw", disable=None) as bar:
         result = run(
             loaded.classifier,
-            point,
+            chosen,
             samples,
             labels,
             loaded.tokenizer.pad_id,
@@ -62,16 +66,18 @@ def evaluate(
 
 def bench(
     bundle: BundleOption = "sst2-minilm",
-    width: Annotated[list[int] | None, typer.Option(help="Mux widths; repeat the option. Default: all.")] = None,
+    width: Annotated[
+        list[int] | None, typer.Option(help="Mux widths; repeat the option. Default: all, and early exits.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Texts to time. Default: sentences that come along.")] = None,
     text_column: TextColumn = None,
     base: BaseOption = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; every round times every width once.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; every round times every point once.", min=1)] = 5,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.", min=1)] = 4096,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Sequences a second of the engine alone, per width, beside the ideal."""
+    """Sequences a second of the engine alone, per width and early exit, beside the ideal."""
     from revmux_core.benchmark import SAMPLE_TEXTS, measure_speed
     from revmux_core.bundle import load_bundle
     from revmux_core.card import machine
@@ -79,16 +85,19 @@ def bench(
     examples = read(data or SAMPLE_TEXTS, text_column, None, None)
     loaded = load_bundle(bundle, base, pick_device(device))
     samples = loaded.tokenizer([(example.text, None) for example in examples])
-    widths = width or [point.width for point in loaded.classifier.points]
+    points = [loaded.point(number) for number in sorted({1, *width})] if width else loaded.classifier.points
     with tqdm(total=rounds + 1, desc="bench", unit="round", disable=None) as bar:
-        speeds = measure_speed(loaded, samples, widths, rounds, batch_tokens, lambda: bar.update() and None)
+        speeds = measure_speed(loaded, samples, points, rounds, batch_tokens, lambda: bar.update() and None)
+    exits = {point.name for point in loaded.classifier.points if point.width == 1} - {loaded.classifier.plain.name}
     report = {
         "bundle": loaded.manifest.name,
         "machine": machine(),
         "samples": len(samples),
         "mean_tokens": sum(map(len, samples)) / len(samples),
         "batch_tokens": batch_tokens,
-        "widths": [speed.to_json() for speed in speeds],
+        # Early exits apart: whoever looks up width 1 in the list wants the plain path.
+        "widths": [speed.to_json() for speed in speeds if speed.point not in exits],
+        "early_exits": [speed.to_json() for speed in speeds if speed.point in exits],
     }
     print_report(report, as_json)
 
@@ -105,7 +114,7 @@ def card(
     label_column: LabelColumn = None,
     base: BaseOption = None,
 ) -> None:
-    """Measure every width of a bundle on held-out data and write its model card."""
+    """Measure every point of a bundle on held-out data and write its model card."""
     examples = read(data, text_column, pair_column, label_column)
     measure(bundle, base, examples, data_name or data.name, draws)
     typer.echo(f"wrote {bundle / 'README.md'}")
@@ -116,7 +125,9 @@ def info(bundle: BundleOption = "sst2-minilm", as_json: JsonOption = False) -> N
     from revmux_core.bundle import read_manifest, resolve_bundle
 
     manifest = read_manifest(resolve_bundle(bundle))
-    print_report(manifest.model_dump(mode="json", exclude={"files"}), as_json)
+    report = manifest.model_dump(mode="json", exclude={"files"})
+    report["points"] = [point.name for point in manifest.points]
+    print_report(report, as_json)
 
 
 def measure(folder: Path, base: Path | None, examples: list[Any], data: str, draws: int) -> None:

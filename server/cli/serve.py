@@ -23,6 +23,8 @@ def serve(
     host: Annotated[str | None, _setting("host")] = None,
     port: Annotated[int | None, _setting("port")] = None,
     width: Annotated[str | None, _setting("width")] = None,
+    point: Annotated[str | None, _setting("point")] = None,
+    min_agreement: Annotated[float | None, _setting("min_agreement")] = None,
     device: Annotated[str | None, _setting("device")] = None,
     dtype: Annotated[str | None, _setting("dtype")] = None,
     threads: Annotated[int | None, _setting("threads")] = None,

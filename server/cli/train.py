@@ -26,7 +26,15 @@ def train(
     model: Annotated[str, typer.Option(help="A classifier or a bare encoder: hub id or folder.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; checkpoints go to a folder beside it.")],
-    width: Annotated[list[int], typer.Option(help="Mux widths to train; repeat the option.")] = [2, 4],  # noqa: B006
+    width: Annotated[list[int] | None, typer.Option(help="Mux widths to train; repeat the option.")] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Operating points to train, beside the widths: n1-l3 exits after 3 layers, n2-l3-u3.4 shares layers "
+            "3 and 4 between 2 texts that had layers 0 to 2 alone; repeat the option. Without --width and --point: "
+            "widths 2 and 4, and exits after a third, half and two thirds of the layers."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="revmux, or a rival by name: see the docs.")] = "revmux",
     prefill: Annotated[int | None, typer.Option(help="Prefill layers. Default: half the layers.")] = None,
     delta_rank: Annotated[
@@ -67,7 +75,8 @@ def train(
     held_out = None if eval_data is None else read(eval_data, text_column, pair_column, label_column)
     recipe = Recipe(
         model=model,
-        widths=tuple(width),
+        widths=tuple(width or ()),
+        points=tuple(point or ()),
         method=method,
         prefill=prefill,
         delta_rank=delta_rank,

@@ -74,7 +74,7 @@ def test_classify_repeats_itself_and_agrees_with_plain_at_width_1(tiny_bundle_pa
     answers = bundle.classify(TEXTS)
     assert answers == load_bundle(tiny_bundle_path).classify(TEXTS)
     assert [answer.mux_width for answer in answers].count(4) == 4
-    for text, answer in zip(TEXTS, bundle.classify(TEXTS, width=1), strict=True):
+    for text, answer in zip(TEXTS, bundle.classify(TEXTS, point=1), strict=True):
         assert answer.mux_width == 1
         assert answer.probs == pytest.approx(bundle.classify([text])[0].probs, abs=1e-5)
     assert bundle.classify([]) == []

@@ -31,19 +31,20 @@ def test_the_demo_is_small_and_its_card_is_its_manifest() -> None:
 def test_three_lines_classify(demo: Bundle) -> None:
     texts = ["a gripping, generous film", "a waste of two hours", "wonderful", "it limps and then it falls over"]
     for width in (1, 2, 4):
-        answers = demo.classify(texts, width=width)
+        answers = demo.classify(texts, point=width)
         assert [answer.label for answer in answers] == ["positive", "negative", "positive", "negative"]
         assert {answer.mux_width for answer in answers} == {width}
 
 
 @pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
-@pytest.mark.parametrize("width", [2, 4])
-def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, width: int) -> None:
+@pytest.mark.parametrize("choice", [2, 4, "n1-l3"])
+def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choice: int | str) -> None:
     examples = read_examples(SST2_DEV)
     samples = demo.tokenizer([(example.text, None) for example in examples])
     labels = label_ids(examples, demo.manifest.labels)
-    result = evaluate(demo.classifier, demo.point(width), samples, labels, demo.tokenizer.pad_id, draws=1, seed=1)
-    card = next(row for row in demo.manifest.measured["widths"] if row["width"] == width)
+    point = demo.point(choice)
+    result = evaluate(demo.classifier, point, samples, labels, demo.tokenizer.pad_id, draws=1, seed=1)
+    card = next(row for row in demo.manifest.measured["points"] if row["point"] == point.name)
     assert result.plain_accuracy == pytest.approx(card["plain_accuracy"], abs=0.003)
     # One draw; draws differ by up to two points.
     assert result.accuracy == pytest.approx(card["accuracy"], abs=0.02)

@@ -14,7 +14,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import Adapters, MuxClassifier
 from revmux_core.deltas import DeltaLayers
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import METHODS, make_multiplexer
+from revmux_core.multiplexing import EARLY_EXIT, METHODS, make_multiplexer
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from tests.tiny import HIDDEN, LAYERS, save_tiny_bundle
@@ -23,12 +23,12 @@ SAMPLES = [Tokens([2, *range(4 + i, 4 + 3 * i + 1), 3], [0] * (2 * i + 3)) for i
 
 
 def build(bundle: Bundle, method: str, rank: int) -> tuple[OperatingPoint, Adapters]:
-    """Random adapters of width 2; their updates of upper layers are as if trained: not zero."""
+    """Random adapters of width 2, or 1 for an early exit; updates of upper layers are as if trained: not zero."""
     torch.manual_seed(3)
-    point = OperatingPoint.mux(2, 2, LAYERS)
+    point = OperatingPoint(1, 2, ()) if method == EARLY_EXIT else OperatingPoint.mux(2, 2, LAYERS)
     backbone = bundle.classifier.backbone
     deltas = DeltaLayers(backbone.layers(2, LAYERS), rank) if rank else None
-    adapters = Adapters(make_multiplexer(method, 2, HIDDEN), deltas).eval()
+    adapters = Adapters(make_multiplexer(method, point.width, HIDDEN), deltas).eval()
     if deltas is not None:
         for name, tensor in deltas.updates().items():
             if ".lora_B" in name:
@@ -74,11 +74,13 @@ def test_updates_act_in_multiplexed_mode_only(tiny_bundle: Bundle) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(method=st.sampled_from(list(METHODS)), width=st.sampled_from([2, 4, 8]), stranger=st.integers(10, 40))
+@given(method=st.sampled_from(sorted(METHODS)), width=st.sampled_from([2, 4, 8]), stranger=st.integers(10, 40))
 def test_padding_reaches_nobody(tiny_bundle: Bundle, method: str, width: int, stranger: int) -> None:
     """However far a longer sample stretches the batch, a composite answers the same."""
     torch.manual_seed(width)
     point = OperatingPoint.mux(width, 1, LAYERS)
+    if method == EARLY_EXIT:
+        width, point = 1, OperatingPoint(1, 2, ())
     classifier = MuxClassifier(
         tiny_bundle.classifier.backbone, {point: Adapters(make_multiplexer(method, width, HIDDEN).eval())}
     )
@@ -95,3 +97,5 @@ def test_an_unknown_method_and_a_width_that_does_not_fit_are_refused() -> None:
         make_multiplexer("revmax", 2, HIDDEN)
     with pytest.raises(RevmuxError, match="divide the hidden size 32"):
         make_multiplexer("mux-plm", 3, HIDDEN)
+    with pytest.raises(RevmuxError, match="its width is 1, not 2"):
+        make_multiplexer(EARLY_EXIT, 2, HIDDEN)

@@ -98,14 +98,14 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     data.write_text("sentence\tlabel\n" + "".join(f"{e.text}\t{e.label}\n" for e in EXAMPLES))
     out = tmp_path / "mine"
     run = CliRunner()
-    command = f"train --model {bare_encoder} --data {data} --out {out} --labels bad,good --width 2 --eval-data {data}"
-    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16"
+    command = f"train --model {bare_encoder} --data {data} --out {out} --labels bad,good --eval-data {data}"
+    command += " --width 2 --point n1-l3 --epochs 6 --learning-rate 2e-3 --batch-size 16"
     command += " --task-epochs 8 --task-learning-rate 2e-3 --task-batch-size 16 --join-rounds 1"
     result = run.invoke(app, command.split(), catch_exceptions=False)
     assert result.exit_code == 0
 
     bundle = load_bundle(out)
-    answers = bundle.classify(["word3 good film", "word3 bad film"], width=1)
+    answers = bundle.classify(["word3 good film", "word3 bad film"], point=1)
     assert [answer.label for answer in answers] == ["good", "bad"]
     assert "share of plain" in (out / "README.md").read_text()
 
@@ -120,7 +120,30 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     timed = json.loads(run.invoke(app, f"bench --bundle {out} --rounds 1 --json".split()).stdout)
     assert [row["width"] for row in timed["widths"]] == [1, 2]
     assert timed["widths"][1]["ideal_speedup"] == pytest.approx(1 / 0.75)
+    assert [row["point"] for row in timed["early_exits"]] == ["n1-l3"]
+
+    evaluated = run.invoke(app, f"eval --bundle {out} --data {data} --point n1-l3 --draws 2 --json".split())
+    report = json.loads(evaluated.stdout)
+    assert report["agreement"] > 0.9
+    assert report["partner_sensitivity"] == 0
+    assert report["agreement_without_composite"] is None
     assert json.loads(run.invoke(app, f"info --bundle {out} --json".split()).stdout)["labels"] == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("n1-l4", "does not fit a model of 4 layers"),
+        ("n2-l1-u2.4", "does not fit a model of 4 layers"),
+        ("n2-l2", "need upper layers"),
+        ("n1-l1-u2", "need upper layers"),
+        ("n2-l3-u1", "must ascend"),
+        ("width2", "names no operating point"),
+    ],
+)
+def test_points_that_make_no_sense_are_refused(name: str, problem: str, tiny_base_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(RevmuxError, match=problem):
+        train(recipe(tiny_base_path, widths=(), points=(name,)), EXAMPLES, tmp_path / "bundle", "tiny")
 
 
 def test_a_bare_encoder_without_labels_is_refused(bare_encoder: Path, tmp_path: Path) -> None:
