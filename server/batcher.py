@@ -42,7 +42,7 @@ class BatchEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sample's scores, and how many samples shared its composite (1: none, it ran plain)."""
+    """One sample's scores, and how many samples shared its composite (1: none, it ran plain or exited early)."""
 
     logits: list[float]
     probs: list[float]

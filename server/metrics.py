@@ -40,7 +40,10 @@ class Metrics:
             "revmux_inference_duration_seconds", "Compute time of a batch.", buckets=_SECONDS, registry=registry
         )
         self.inputs = Counter(
-            "revmux_inputs", "Classified inputs, by the mux width that they ran at.", ["mux_width"], registry=registry
+            "revmux_inputs",
+            "Classified inputs, by the mux width and operating point that they ran at.",
+            ["mux_width", "point"],
+            registry=registry,
         )
         self.batch_size = Histogram("revmux_batch_size", "Samples of a batch.", buckets=_POWERS, registry=registry)
         self.batch_tokens = Histogram(
@@ -83,7 +86,7 @@ class Metrics:
         self.batch_padding.observe(1 - tokens / padded_tokens)
         self.batch_composites.observe(plan.composites)
         for group in plan.groups:
-            self.inputs.labels(group.point.width).inc(len(group.members))
+            self.inputs.labels(group.point.width, group.point.name).inc(len(group.members))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: OpenMetrics where `accept` asks for it, else Prometheus text."""

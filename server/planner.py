@@ -17,6 +17,10 @@ share that is cheaper than what a further batch costs before its first token.
 """
 
 
+PLAIN_ONLY = 0
+"""The highest mux width of a sample that not even an early exit may answer."""
+
+
 class Sample(Protocol):
     """What the planner needs to know of a waiting sample."""
 
@@ -26,7 +30,7 @@ class Sample(Protocol):
 
     @property
     def max_width(self) -> int:
-        """Highest mux width that its request allows."""
+        """Highest mux width that its request allows; `PLAIN_ONLY` allows the plain path alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +41,21 @@ class PlannedBatch:
     plan: MuxPlan
 
 
-def served_points(
-    points: Iterable[OperatingPoint], num_layers: int, max_width: int | None = None
-) -> tuple[OperatingPoint, ...]:
-    """The points to serve, widest first and plain last: for every width up to `max_width` the cheapest one."""
-    cheapest: dict[int, OperatingPoint] = {}
-    for point in sorted(points, key=lambda point: point.ideal_cost(num_layers)):
-        if max_width is None or point.width <= max_width:
-            cheapest.setdefault(point.width, point)
-    return tuple(cheapest[width] for width in sorted(cheapest, reverse=True))
+def served_points(points: Iterable[OperatingPoint], num_layers: int) -> tuple[OperatingPoint, ...]:
+    """Of `points`, those worth serving: cheapest first, and so widest first, with the plain one last.
+
+    For every width it is the cheapest, where that costs less than all narrower ones do; what is left over of a width
+    then always has a narrower one to go to.
+    """
+    plain = OperatingPoint.plain(num_layers)
+    served = [plain]
+    for point in sorted(points, key=lambda point: (point.width, point.ideal_cost(num_layers))):
+        least = served[-1]
+        if point.ideal_cost(num_layers) < least.ideal_cost(num_layers) and (
+            point.width > least.width or least == plain
+        ):
+            served.append(point)
+    return tuple(reversed(served))
 
 
 def plan_batch(waiting: Sequence[Sample], budget: int, points: Sequence[OperatingPoint]) -> PlannedBatch:
@@ -57,8 +67,9 @@ def plan_batch(waiting: Sequence[Sample], budget: int, points: Sequence[Operatin
     members = sorted(_nearest(waiting, budget), key=lambda position: waiting[position].length)
     rows: list[int] = []
     groups: list[Group] = []
+    plain = points[-1]
     for point in points:
-        able = [position for position in members if waiting[position].max_width >= point.width]
+        able = [position for position in members if point == plain or waiting[position].max_width >= point.width]
         # A group holds whole composites only; what is left over tries the next smaller width, down to plain.
         taken = able[: len(able) - len(able) % point.width]
         if taken:

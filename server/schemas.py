@@ -82,7 +82,9 @@ class ClassifyRequest(_Request):
         description="exact: plain inference only. fast: multiplexed. guaranteed: multiplexed, but never below the "
         "agreement that a calibrated bundle certifies.",
     )
-    max_width: int | None = Field(None, ge=1, description="Highest mux width allowed.")
+    max_width: int | None = Field(
+        None, ge=1, description="Highest mux width allowed; at 1 an early exit may answer, if one is served."
+    )
     timeout_ms: float | None = Field(
         None, gt=0, le=3_600_000, allow_inf_nan=False, description="Answer 504 after this many milliseconds."
     )
@@ -156,7 +158,9 @@ class Classification(BaseModel):
     label: str
     probs: list[float]
     num_classes: int
-    mux_width: int = Field(description="How many samples shared the composite; 1 is plain inference.")
+    mux_width: int = Field(
+        description="How many samples shared the composite; 1: none, the answer is plain or an early exit's."
+    )
     escalated: bool = Field(description="Whether the answer was computed again plain.")
 
 
@@ -204,9 +208,11 @@ class Limits(BaseModel):
 
 
 class Point(BaseModel):
+    name: str
     width: int
     prefill_layers: int
     ideal_speedup: float
+    measured_agreement: float | None = Field(description="With the plain model, on held-out text; null: not measured.")
 
 
 class InfoResponse(BaseModel):

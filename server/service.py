@@ -50,7 +50,10 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request asks for. `max_width` None: as wide as served; `max_tokens` None: the model's limit."""
+    """What a request asks for.
+
+    `max_width` None: as wide as served, `PLAIN_ONLY`: plain; `max_tokens` None: the model's limit.
+    """
 
     texts: Sequence[Text]
     truncate: bool
@@ -84,7 +87,7 @@ class Model:
 
     @property
     def widths(self) -> list[int]:
-        return sorted(point.width for point in self.points)
+        return sorted({point.width for point in self.points})
 
 
 class Service:
@@ -190,7 +193,7 @@ class Service:
 
     async def _answer(self, model: Model, work: Work, receive: Receive) -> Result:
         samples = await model.tokenizer.tokenize(work.texts, work.max_tokens, work.truncate)
-        max_width = work.max_width or model.points[0].width
+        max_width = model.points[0].width if work.max_width is None else work.max_width
         pending = model.batcher.submit(samples, max_width, work.priority)
         watcher = asyncio.create_task(_fail_on_disconnect(receive, pending))
         try:
@@ -218,8 +221,9 @@ class Service:
         manifest, classifier = bundle.manifest, bundle.classifier
         parameter = next(classifier.parameters())
         device = parameter.device
-        settings.check_width({point.width for point in classifier.points})
-        points = served_points(classifier.points, classifier.backbone.num_layers, settings.max_width)
+        layers = classifier.backbone.num_layers
+        chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
+        points = served_points(chosen, layers)
         default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
         max_batch_tokens = settings.max_batch_tokens or default
         engine = Engine(bundle, points, device)

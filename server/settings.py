@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from revmux_core.errors import RevmuxError
+from revmux_core.points import OperatingPoint
 
 PREFIX = "REVMUX_"
 
@@ -31,7 +32,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     width: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="Highest mux width to serve; auto is the bundle's widest, 1 is plain inference."
+        "auto",
+        description="Highest mux width to serve; 1 is plain, auto the bundle's fastest points, early exits too.",
+    )
+    point: str | None = Field(None, description="Serve this operating point of the bundle, by name, beside plain.")
+    min_agreement: float = Field(
+        0.95, ge=0, le=1, description="Points whose measured agreement with plain is lower are not served by auto."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
@@ -65,16 +71,34 @@ class Settings(BaseSettings):
             raise ValueError("must not be above --max-queue-items, or such a request could never be admitted")
         return self
 
-    @property
-    def max_width(self) -> int | None:
-        """Highest mux width to serve; None is the bundle's widest."""
-        return None if self.width == "auto" else self.width
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.point is not None and self.width != "auto":
+            raise ValueError("names a point, so leave out --width")
+        return self
 
-    def check_width(self, widths: Collection[int]) -> None:
-        """Raises `SettingsError` where `width` is not one of the bundle's `widths`."""
-        if self.max_width is not None and self.max_width not in widths:
+    def choose_points(
+        self, points: Collection[OperatingPoint], num_layers: int, agreement: Mapping[str, float]
+    ) -> list[OperatingPoint]:
+        """Which of a bundle's `points` may be served: what `point` or `width` names, else all that agree enough.
+
+        `agreement` is what was measured of points, by name; one that was not measured is taken on trust. Raises
+        `SettingsError` where the bundle has no such point or width.
+        """
+        plain = OperatingPoint.plain(num_layers)
+        if self.point is not None:
+            chosen = [point for point in points if point.name == self.point]
+            if not chosen:
+                known = ", ".join(sorted(point.name for point in points))
+                raise SettingsError("point", f"the bundle has no point {self.point}: choose one of {known}")
+            return [*chosen, plain]
+        if self.width == "auto":
+            return [point for point in points if agreement.get(point.name, 1.0) >= self.min_agreement]
+        widths = {point.width for point in points}
+        if self.width not in widths:
             known = ", ".join(map(str, sorted(widths)))
             raise SettingsError("width", f"the bundle has no width {self.width}: choose auto or one of {known}")
+        return [plain, *(point for point in points if 1 < point.width <= self.width)]
 
 
 def read_settings(**flags: Any) -> Settings:
@@ -86,9 +110,10 @@ def read_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        # The only check of the whole object is about this field.
-        field = str(first["loc"][0]) if first["loc"] else "max_items_per_request"
         problem = first["msg"].removeprefix("Value error, ")
+        # The checks of the whole object are about one field each.
+        whole = "point" if problem.startswith("names a point") else "max_items_per_request"
+        field = str(first["loc"][0]) if first["loc"] else whole
         if field == "width":
             problem = "must be auto or a whole number of at least 1"
         raise SettingsError(field, problem) from error

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, UnknownModel
+from server.planner import PLAIN_ONLY
 from server.routes.common import WORK_ERRORS, RawRoute, authorized_service, body_docs, error_docs, json_response
 from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
 from server.service import Work
@@ -71,7 +72,7 @@ def _work(query: ClassifyRequest) -> Work:
     return Work(
         texts=query.input,
         truncate=query.truncate,
-        max_width=1 if query.quality == "exact" else query.max_width,
+        max_width=PLAIN_ONLY if query.quality == "exact" else query.max_width,
         max_tokens=None if query.truncate_prompt_tokens == -1 else query.truncate_prompt_tokens,
         priority=query.priority,
         timeout_ms=query.timeout_ms,

@@ -33,9 +33,11 @@ async def info(request: Request) -> InfoResponse:
     model, settings = service.model, service.settings
     points = [
         Point(
+            name=point.name,
             width=point.width,
             prefill_layers=point.prefill,
             ideal_speedup=point.ideal_speedup(model.manifest.num_layers),
+            measured_agreement=model.manifest.measured_agreement.get(point.name),
         )
         for point in reversed(model.points)
     ]

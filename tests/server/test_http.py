@@ -224,7 +224,7 @@ def test_metrics_name_routes_never_paths(client: httpx.Client) -> None:
     for name in ("requests_total", "queue_items", "batch_padding_ratio_bucket", "inference_duration_seconds_sum"):
         assert f"revmux_{name}" in text
     assert 'revmux_requests_total{path="/classify",status="200"}' in text
-    assert 'revmux_inputs_total{mux_width="2"}' in text
+    assert 'revmux_inputs_total{mux_width="2",point="n2-l2-u2.3"}' in text
     assert "secret" not in text
     openmetrics = client.get("/metrics", headers={"accept": "application/openmetrics-text"})
     assert openmetrics.text.endswith("# EOF\n")

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revmux_core.points import OperatingPoint
-from server.planner import PADDING_SHARE, plan_batch, served_points
+from server.planner import PADDING_SHARE, PLAIN_ONLY, plan_batch, served_points
 
 LAYERS = 6
 PLAIN, TWO, FOUR = OperatingPoint.plain(LAYERS), OperatingPoint.mux(2, 3, LAYERS), OperatingPoint.mux(4, 3, LAYERS)
+EXIT = OperatingPoint(1, 3, ())
 POINTS = (FOUR, TWO, PLAIN)
 
 
@@ -23,7 +24,7 @@ class Waiting:
 
 
 def lines(max_size: int = 60) -> st.SearchStrategy[list[Waiting]]:
-    sample = st.builds(Waiting, st.integers(1, 128), st.sampled_from([1, 2, 3, 4, 9]))
+    sample = st.builds(Waiting, st.integers(1, 128), st.sampled_from([PLAIN_ONLY, 1, 2, 3, 4, 9]))
     return st.lists(sample, min_size=1, max_size=max_size)
 
 
@@ -46,7 +47,7 @@ def test_a_batch_holds_the_head_keeps_its_budget_and_nobody_twice(waiting: list[
 @given(lines(), st.integers(1, 600))
 def test_no_composite_is_wider_than_allowed_and_few_are_left_over(waiting: list[Waiting], budget: int) -> None:
     widths = widths_by_member(waiting, budget)
-    assert all(width <= waiting[member].max_width for member, width in widths.items())
+    assert all(width == 1 or width <= waiting[member].max_width for member, width in widths.items())
     for point in (FOUR, TWO):
         left = [m for m, width in widths.items() if width < point.width <= waiting[m].max_width]
         assert len(left) < point.width
@@ -96,4 +97,16 @@ def test_equally_near_samples_join_in_order_of_arrival() -> None:
 def test_the_cheapest_point_of_each_width_is_served_widest_first() -> None:
     deep = OperatingPoint.mux(2, 5, LAYERS)
     assert served_points([PLAIN, TWO, deep, FOUR], LAYERS) == (FOUR, TWO, PLAIN)
-    assert served_points([PLAIN, deep, TWO, FOUR], LAYERS, max_width=2) == (TWO, PLAIN)
+
+
+def test_a_composite_that_costs_no_less_than_an_early_exit_is_not_served() -> None:
+    shallow, exit_four = OperatingPoint.mux(4, 1, LAYERS), OperatingPoint(1, 4, ())
+    assert served_points([PLAIN, EXIT, exit_four, TWO, FOUR], LAYERS) == (EXIT, PLAIN)
+    assert served_points([PLAIN, EXIT, TWO, shallow], LAYERS) == (shallow, EXIT, PLAIN)
+
+
+def test_an_early_exit_takes_what_is_left_over_but_not_what_must_run_plain() -> None:
+    waiting = [Waiting(8, 1), Waiting(8, 4), Waiting(8, PLAIN_ONLY)]
+    batch = plan_batch(waiting, 1024, (EXIT, PLAIN))
+    points = {batch.members[row]: group.point for group in batch.plan.groups for row in group.members}
+    assert points == {0: EXIT, 1: EXIT, 2: PLAIN}

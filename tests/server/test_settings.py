@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from revmux_core.points import OperatingPoint
 from server.engine import resolve_device
 from server.run import listen
 from server.settings import SettingsError, read_settings
@@ -28,6 +29,8 @@ def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pyte
         ({"max_queue_items": 8}, "--max-items-per-request (REVMUX_MAX_ITEMS_PER_REQUEST)"),
         ({"drain_timeout": float("nan")}, "--drain-timeout (REVMUX_DRAIN_TIMEOUT)"),
         ({"default_timeout_ms": float("inf")}, "--default-timeout-ms (REVMUX_DEFAULT_TIMEOUT_MS)"),
+        ({"point": "n1-l3", "width": 2}, "--point (REVMUX_POINT): names a point, so leave out --width"),
+        ({"min_agreement": 95}, "--min-agreement (REVMUX_MIN_AGREEMENT)"),
         ({"dtype": "int8"}, "--dtype (REVMUX_DTYPE)"),
     ],
 )
@@ -36,6 +39,24 @@ def test_a_wrong_setting_is_named_in_one_sentence(flags: dict[str, object], word
         read_settings(**flags)
     assert str(error.value).startswith(words)
     assert "\n" not in str(error.value)
+
+
+def test_auto_serves_what_agrees_enough_and_a_choice_is_taken_at_its_word() -> None:
+    plain, early, two, four = (
+        OperatingPoint.parse(name) for name in ("n1-l6", "n1-l2", "n2-l3-u3.4.5", "n4-l3-u3.4.5")
+    )
+    points = [plain, early, two, four]
+    measured = {plain.name: 1.0, early.name: 0.92, two.name: 0.96}
+    for settings, expected in (
+        (read_settings(), [plain, two, four]),
+        (read_settings(min_agreement=0.9), points),
+        (read_settings(width=2), [plain, two]),
+        (read_settings(width=1), [plain]),
+        (read_settings(point="n1-l2"), [early, plain]),
+    ):
+        assert settings.choose_points(points, 6, measured) == expected
+    with pytest.raises(SettingsError, match="the bundle has no point n1-l5: choose one of n1-l2, n1-l6"):
+        read_settings(point="n1-l5").choose_points(points, 6, measured)
 
 
 def test_what_only_the_machine_knows_is_named_too() -> None:
