@@ -1,1 +1,1 @@
-"""Load test: drives a plain and a multiplexed server over HTTP with the same sentences and reports both."""
+"""Load test: drives a plain and a fast server over HTTP with the same sentences and reports both."""

@@ -28,7 +28,7 @@ def main(
     label_column: Annotated[
         str | None, typer.Option(help="Label names or indices. Default: label or category, if there is one.")
     ] = None,
-    width: Annotated[str, typer.Option(help="Mux width of the multiplexed server: auto, 2 or 4.")] = "auto",
+    width: Annotated[str, typer.Option(help="`--width` of the fast server: auto, 2 or 4.")] = "auto",
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Runs of each scenario on each server.")] = 3,
     concurrency: Annotated[
@@ -46,7 +46,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """Serve BUNDLE twice, plain and multiplexed, drive both alternately with the sentences of DATA, write a report.
+    """Serve BUNDLE twice, plain (width 1) and fast, drive both alternately with the sentences of DATA, write a report.
 
     Everything runs on this machine's loopback interface. Exit codes: 0 done, 1 a server did not start or a request
     failed other than with 429 (too much load), 2 the arguments or the data cannot be used.
@@ -65,14 +65,14 @@ def main(
         _say("starting both servers")
         with (
             running([*serve, "--width", "1"], out / "plain.log") as plain,
-            running([*serve, "--width", width], out / "multiplexed.log") as multiplexed,
+            running([*serve, "--width", width], out / "fast.log") as fast,
         ):
             labels = name_labels(samples, plain.info["labels"])
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                result = runner.run(_drive(plain.port, multiplexed.port, samples, labels, plan))
+                result = runner.run(_drive(plain.port, fast.port, samples, labels, plan))
             facts = [
                 report.ServerFacts(width, server.start_seconds, server.peak_rss_bytes(), server.info)
-                for width, server in (("1", plain), (width, multiplexed))
+                for width, server in (("1", plain), (width, fast))
             ]
     except DataError as error:
         _say(f"error: {error}")
@@ -91,11 +91,11 @@ def main(
 
 
 async def _drive(
-    plain_port: int, multiplexed_port: int, samples: list[Sample], labels: list[str | None], plan: Plan
+    plain_port: int, fast_port: int, samples: list[Sample], labels: list[str | None], plan: Plan
 ) -> Result:
     texts = [sample.text for sample in samples]
-    async with Client(plain_port, texts) as plain, Client(multiplexed_port, texts) as multiplexed:
-        return await compare(plain, multiplexed, labels, plan, _say)
+    async with Client(plain_port, texts) as plain, Client(fast_port, texts) as fast:
+        return await compare(plain, fast, labels, plan, _say)
 
 
 def _say(line: str) -> None:

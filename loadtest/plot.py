@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from loadtest.scenarios import Result
 
-COLORS = {"plain": "#9aa5b1", "multiplexed": "#1f6feb"}
+COLORS = {"plain": "#9aa5b1", "fast": "#1f6feb"}
 BAR = 0.38
 
 

@@ -39,7 +39,7 @@ class Report:
     sentences: int
     machine: Machine
     plain: ServerFacts
-    multiplexed: ServerFacts
+    fast: ServerFacts
     plan: Plan
     result: Result
 
@@ -70,10 +70,10 @@ def to_json(report: Report) -> dict[str, Any]:
             "rate": comparison.rate,
             "speedup": comparison.speedup,
             "plain": asdict(comparison.sides["plain"]),
-            "multiplexed": asdict(comparison.sides["multiplexed"]),
+            "fast": asdict(comparison.sides["fast"]),
             "rounds": {
                 "plain": [asdict(summary) for summary in comparison.plain],
-                "multiplexed": [asdict(summary) for summary in comparison.multiplexed],
+                "fast": [asdict(summary) for summary in comparison.fast],
             },
         }
 
@@ -83,7 +83,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "data": report.data,
         "sentences": report.sentences,
         "machine": asdict(report.machine),
-        "servers": {"plain": asdict(report.plain), "multiplexed": asdict(report.multiplexed)},
+        "servers": {"plain": asdict(report.plain), "fast": asdict(report.fast)},
         "plan": asdict(report.plan),
         "capacity": result.capacity,
         "once": scenario(result.once),
@@ -94,12 +94,17 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
+def _points(info: dict[str, Any]) -> str:
+    """The names of the operating points that a server says it serves."""
+    return ", ".join(f"`{point['name']}`" for point in info["points"])
+
+
 def to_markdown(report: Report) -> str:
     machine, plan, result = report.machine, report.plan, report.result
     closed = [row for comparison in result.closed for row in _rows(comparison, _factor(comparison.speedup))]
     opened = [row for comparison in result.open for row in _rows(comparison, f"{comparison.rate:.1f}/s")]
     parts = [
-        f"# Load test of `{report.bundle}`: multiplexed against plain",
+        f"# Load test of `{report.bundle}`: fast against plain",
         f"{report.sentences} sentences of `{report.data}`, one a request. Both servers and the load generator ran on "
         f"{machine.cpu}, {machine.cores} cores, {_size(machine.memory_bytes)} of memory ({machine.system}, Python "
         f"{machine.python}). The servers were driven one at a time, alternately, with the same sentences: "
@@ -121,10 +126,10 @@ def to_markdown(report: Report) -> str:
         _table(("load", "server", "requests/s", "due", *_COLUMNS), opened),
         "## Servers",
         _table(
-            ("server", "`--width`", "ready after", "peak memory"),
+            ("server", "`--width`", "operating points", "ready after", "peak memory"),
             [
-                (side, facts.width, f"{facts.start_seconds:.1f} s", _size(facts.peak_rss_bytes))
-                for side, facts in (("plain", report.plain), ("multiplexed", report.multiplexed))
+                (side, facts.width, _points(facts.info), f"{facts.start_seconds:.1f} s", _size(facts.peak_rss_bytes))
+                for side, facts in (("plain", report.plain), ("fast", report.fast))
             ],
         ),
     ]
@@ -135,13 +140,13 @@ _COLUMNS = ("p50 ms", "p95 ms", "p99 ms", "accuracy", "agreement", "mean mux wid
 
 
 def _rows(comparison: Comparison, third: str) -> Iterable[tuple[str, ...]]:
-    """A row for each server; what concerns both (`third`) stands in the multiplexed one's."""
+    """A row for each server; what concerns both (`third`) stands in the fast one's."""
     for side, summary in comparison.sides.items():
         yield (
             comparison.name if side == "plain" else "",
             side,
             f"{summary.throughput:.1f}",
-            third if side == "multiplexed" or comparison.rate else "",
+            third if side == "fast" or comparison.rate else "",
             *(_milliseconds(s) for s in (summary.p50_seconds, summary.p95_seconds, summary.p99_seconds)),
             *_answers(summary),
         )

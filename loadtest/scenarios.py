@@ -1,4 +1,4 @@
-"""Drives the plain and the multiplexed server alternately, one at a time, with the same sentences at the same pace."""
+"""Drives the plain and the fast server alternately, one at a time, with the same sentences at the same pace."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class Comparison:
     name: str
     rate: float | None
     plain: list[Summary]
-    multiplexed: list[Summary]
+    fast: list[Summary]
 
     @property
     def sides(self) -> dict[str, Summary]:
-        return {"plain": over_rounds(self.plain), "multiplexed": over_rounds(self.multiplexed)}
+        return {"plain": over_rounds(self.plain), "fast": over_rounds(self.fast)}
 
     @property
     def speedup(self) -> float | None:
-        """Median over rounds of multiplexed over plain throughput, so that a drift of the machine's speed cancels out.
+        """Median over rounds of fast over plain throughput, so that a drift of the machine's speed cancels out.
 
         None for an open loop, whose throughput is given, and where a round has no plain answer.
         """
         if self.rate is not None or any(r.throughput == 0 for r in self.plain):
             return None
-        return median(m.throughput / p.throughput for p, m in zip(self.plain, self.multiplexed, strict=True))
+        return median(m.throughput / p.throughput for p, m in zip(self.plain, self.fast, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ class Result:
 
     @property
     def unexpected_errors(self) -> int:
-        runs = [run for c in (self.once, *self.closed, *self.open) for run in (*c.plain, *c.multiplexed)]
+        runs = [run for c in (self.once, *self.closed, *self.open) for run in (*c.plain, *c.fast)]
         return sum(run.unexpected_errors for run in runs)
 
 
 async def compare(
     plain: Client,
-    multiplexed: Client,
+    fast: Client,
     labels: Sequence[str | None],
     plan: Plan,
     progress: Callable[[str], None],
@@ -87,21 +87,19 @@ async def compare(
     """
     highest = max(plan.concurrencies)
     progress(f"every sentence once through both servers, {highest} at once")
-    passes = [
-        await client.closed_loop(iter(range(len(labels))), highest, PASS_SECONDS) for client in (plain, multiplexed)
-    ]
+    passes = [await client.closed_loop(iter(range(len(labels))), highest, PASS_SECONDS) for client in (plain, fast)]
     reference = {o.sample: o.label for o in passes[0].outcomes if o.label is not None}
-    once_plain, once_multiplexed = ([summarize(run, labels, reference)] for run in passes)
+    once_plain, once_fast = ([summarize(run, labels, reference)] for run in passes)
 
     async def alternate(name: str, drive: Drive, rate: float | None = None) -> Comparison:
-        """Plain, multiplexed, plain, ...; the round is the seed, so both see the same order and arrivals."""
-        summaries: dict[Client, list[Summary]] = {plain: [], multiplexed: []}
+        """Plain, fast, plain, ...; the round is the seed, so both see the same order and arrivals."""
+        summaries: dict[Client, list[Summary]] = {plain: [], fast: []}
         for number in range(plan.rounds):
-            for client, side in ((plain, "plain"), (multiplexed, "multiplexed")):
+            for client, side in ((plain, "plain"), (fast, "fast")):
                 summary = summarize(await drive(client, number), labels, reference)
                 summaries[client].append(summary)
                 progress(f"{name}, round {number + 1} of {plan.rounds}, {side}: {summary.throughput:.1f} requests/s")
-        return Comparison(name, rate, summaries[plain], summaries[multiplexed])
+        return Comparison(name, rate, summaries[plain], summaries[fast])
 
     def closed_loop(concurrency: int) -> Drive:
         return lambda client, seed: client.closed_loop(shuffled(len(labels), seed), concurrency, plan.seconds)
@@ -116,4 +114,4 @@ async def compare(
     if not capacity:
         raise CapacityError(f"the plain server answered no request in the closed loop of {highest}")
     opened = [await alternate(f"{load:.0%} load", open_loop(load * capacity), load * capacity) for load in plan.loads]
-    return Result(Comparison("every sentence once", None, once_plain, once_multiplexed), closed, opened, capacity)
+    return Result(Comparison("every sentence once", None, once_plain, once_fast), closed, opened, capacity)

@@ -17,8 +17,8 @@ def report(make_summary):
         data="dev.tsv",
         sentences=872,
         machine=Machine("Example CPU", 2, 24 * 2**30, "Linux 6", "3.11.7"),
-        plain=ServerFacts("1", 4.2, 500 * 2**20, {"labels": ["negative", "positive"]}),
-        multiplexed=ServerFacts("auto", 4.4, None, {"labels": ["negative", "positive"]}),
+        plain=ServerFacts("1", 4.2, 500 * 2**20, {"points": [{"name": "n1-l6"}]}),
+        fast=ServerFacts("auto", 4.4, None, {"points": [{"name": "n1-l6"}, {"name": "n2-l3"}]}),
         plan=Plan([8, 64], [0.8], 3, 10.0),
         result=Result(
             once=Comparison("every sentence once", None, plain[:1], mux[:1]),
@@ -33,14 +33,14 @@ def test_markdown_has_every_figure(report):
     text = to_markdown(report)
     assert "Example CPU, 2 cores, 24,576 MiB" in text
     assert "| 8 at once | plain | 100.0 |  | 10.0 | 20.0 | 30.0 | 90.0% | 100.0% | 1.00 | none |" in text
-    assert "|  | multiplexed | 130.0 | 1.30x | 10.0 | 20.0 | 30.0 | 90.0% | 97.0% | 1.90 | none |" in text
+    assert "|  | fast | 130.0 | 1.30x | 10.0 | 20.0 | 30.0 | 90.0% | 97.0% | 1.90 | none |" in text
     assert "| 80% load | plain | 100.0 | 80.0/s |" in text
     assert "6 x 429, 3 x 500" in text
-    assert "| multiplexed | auto | 4.4 s | - |" in text
+    assert "| fast | auto | `n1-l6`, `n2-l3` | 4.4 s | - |" in text
 
 
 def test_a_struggling_generator_is_reported(report):
-    assert report.warnings == ["64 at once, multiplexed: it used 93% of a core"]
+    assert report.warnings == ["64 at once, fast: it used 93% of a core"]
     assert "**Warning: the load generator was a bottleneck.**" in to_markdown(report)
     report.result.closed.pop()
     assert "kept up in every run" in to_markdown(report)
@@ -50,8 +50,8 @@ def test_json_keeps_every_round(report):
     document: dict[str, Any] = to_json(report)
     eight, many = document["closed_loop"]
     assert eight["speedup"] == 1.3
-    assert len(eight["rounds"]["multiplexed"]) == 3
-    assert many["multiplexed"]["errors"] == {"429": 6, "500": 3}
+    assert len(eight["rounds"]["fast"]) == 3
+    assert many["fast"]["errors"] == {"429": 6, "500": 3}
     assert document["unexpected_errors"] == 3
     assert document["servers"]["plain"]["peak_rss_bytes"] == 500 * 2**20
 

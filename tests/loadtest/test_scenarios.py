@@ -26,24 +26,24 @@ async def test_servers_are_driven_alternately_and_compared(serve):
     plain_port = await serve(server(0.04, 1, plain_log))
     mux_port = await serve(server(0.01, 2, mux_log, wrong=frozenset(TEXTS[:5])))
     lines: list[str] = []
-    async with Client(plain_port, TEXTS) as plain, Client(mux_port, TEXTS) as multiplexed:
-        result = await compare(plain, multiplexed, ["good"] * len(TEXTS), PLAN, lines.append)
+    async with Client(plain_port, TEXTS) as plain, Client(mux_port, TEXTS) as fast:
+        result = await compare(plain, fast, ["good"] * len(TEXTS), PLAN, lines.append)
 
     assert sorted(plain_log[:20]) == sorted(mux_log[:20]) == sorted(TEXTS), "both begin with every sentence once"
     once = result.once.sides
     assert (once["plain"].accuracy, once["plain"].agreement) == (1, 1)
-    assert (once["multiplexed"].accuracy, once["multiplexed"].agreement) == (0.75, 0.75)
-    assert once["multiplexed"].mean_mux_width == 2
+    assert (once["fast"].accuracy, once["fast"].agreement) == (0.75, 0.75)
+    assert once["fast"].mean_mux_width == 2
 
     assert [comparison.name for comparison in result.closed] == ["1 at once", "4 at once"]
     assert [line.split(": ")[0] for line in lines[1:5]] == [
-        f"1 at once, round {number} of 2, {side}" for number in (1, 2) for side in ("plain", "multiplexed")
+        f"1 at once, round {number} of 2, {side}" for number in (1, 2) for side in ("plain", "fast")
     ]
     assert all(comparison.speedup and comparison.speedup > 1 for comparison in result.closed)
     assert result.capacity == result.closed[1].sides["plain"].throughput
     (opened,) = result.open
     assert opened.rate == 0.5 * result.capacity
-    assert opened.plain[0].requests == opened.multiplexed[0].requests, "both see the same arrivals"
+    assert opened.plain[0].requests == opened.fast[0].requests, "both see the same arrivals"
     assert result.unexpected_errors == 0
 
 
@@ -58,7 +58,7 @@ async def test_a_silent_plain_server_is_an_error(serve):
 
 def test_speedup_is_the_median_of_the_rounds_ratios(make_summary):
     plain = [make_summary(throughput) for throughput in (100, 50, 10)]
-    multiplexed = [make_summary(throughput) for throughput in (150, 60, 40)]
-    assert Comparison("8 at once", None, plain, multiplexed).speedup == 1.5
-    assert Comparison("80% load", 80.0, plain, multiplexed).speedup is None
+    fast = [make_summary(throughput) for throughput in (150, 60, 40)]
+    assert Comparison("8 at once", None, plain, fast).speedup == 1.5
+    assert Comparison("80% load", 80.0, plain, fast).speedup is None
     assert Comparison("8 at once", None, [make_summary(0)], [make_summary(1)]).speedup is None
