@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from revmux_core.experiments.matrix import PLAIN, Experiment, Run
+from revmux_core.multiplexing import EARLY_EXIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Row:
     share: float
     agreement: float
     agreement_worst: float
+    agreement_without_composite: float | None
     partner_sensitivity: float
     training_minutes: float
 
@@ -53,6 +55,7 @@ def rows_of(results: Sequence[dict[str, Any]]) -> list[Row]:
                 accuracy_spread=statistics.pstdev(accuracies),
                 share=statistics.fmean(result["accuracy"] / result["plain_accuracy"] for result in group),
                 agreement=mean("agreement"),
+                agreement_without_composite=mean("agreement_without_composite") if run.width > 1 else None,
                 agreement_worst=min(result["agreement_worst"] for result in group),
                 partner_sensitivity=mean("partner_sensitivity"),
                 training_minutes=mean("training_seconds") / 60,
@@ -65,7 +68,7 @@ def contender_name(run: Run, point: str) -> str:
     """How a report calls a contender: the method, and what sets it apart from the method's usual settings."""
     usual = Run.model_fields
     parts = [run.method]
-    if run.width > 1:
+    if run.width > 1 or run.method == EARLY_EXIT:
         parts.append(point)
     if run.layers is not None:
         parts.append(f"layers {'.'.join(map(str, run.layers))}")
@@ -106,8 +109,8 @@ def write_report(experiment: Experiment, results: Sequence[dict[str, Any]], out:
             f"![{task}]({task}.png)",
             "",
             "| contender | ideal | measured | accuracy | share of plain | agreement (worst draw) | "
-            "label depends on partner | seeds | epochs | minutes of training |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "without its composite | label depends on partner | seeds | epochs | minutes of training |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             *(_line(row) for row in sorted(own, key=lambda row: (row.ideal_speedup, -row.share))),
         ]
         plot(own, out / f"{task}.png")
@@ -117,10 +120,12 @@ def write_report(experiment: Experiment, results: Sequence[dict[str, Any]], out:
 
 
 def _line(row: Row) -> str:
+    without = row.agreement_without_composite
     spread = f" ± {row.accuracy_spread:.1%}" if row.seeds > 1 else ""
     return (
         f"| {row.name} | {row.ideal_speedup:.2f} | {row.speedup:.2f} | {row.accuracy:.1%}{spread} | {row.share:.1%} | "
-        f"{row.agreement:.1%} ({row.agreement_worst:.1%}) | {row.partner_sensitivity:.1%} | {row.seeds} | "
+        f"{row.agreement:.1%} ({row.agreement_worst:.1%}) | "
+        f"{'-' if without is None else f'{without:.1%}'} | {row.partner_sensitivity:.1%} | {row.seeds} | "
         f"{row.run.epochs:g} | {row.training_minutes:.1f} |"
     )
 

@@ -23,7 +23,7 @@ from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.data import Example, label_ids, read_examples
 from revmux_core.evaluation import evaluate, plain_labels
 from revmux_core.experiments.matrix import INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
-from revmux_core.multiplexing import make_multiplexer
+from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.offline import BATCH_TOKENS, run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -275,6 +275,8 @@ class Runner:
 
 def _point(run: Run, num_layers: int) -> OperatingPoint:
     prefill = num_layers // 2 if run.prefill is None else run.prefill
+    if run.method == EARLY_EXIT:
+        return OperatingPoint(1, prefill, ())
     if run.upper is None:
         return OperatingPoint.mux(run.width, prefill, num_layers)
     return OperatingPoint(run.width, prefill, run.upper)
