@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from revmux_core.backbones import Backbone
 from revmux_core.benchmark import median_ratio, time_in_turn
-from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
 from revmux_core.evaluation import evaluate
-from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, make_multiplexer
 from revmux_core.offline import BATCH_TOKENS, run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.training.adapters import train_adapters
-from revmux_core.training.cache import compute_states
+from revmux_core.training.cache import FrozenStates, compute_states
 from revmux_core.training.loop import Schedule, default_precision
 from revmux_core.training.losses import LossWeights
 
@@ -34,6 +35,7 @@ _TRAIN, _HELD_OUT = 6000, 800
 _EPOCHS = (1.0, 2.0)
 _ROUNDS = 3
 _DRAWS = 3
+_COEFFICIENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ def fit(pilots: Sequence[Pilot], num_layers: int) -> Callable[[OperatingPoint, i
     Returns the predicted agreement of a point after a number of samples. More training never predicts less: the
     exponent of the learning curve is kept at or below 0. Raises `RevmuxError` for fewer pilots than coefficients.
     """
-    if len(pilots) < 4:
-        raise RevmuxError(f"a fit needs at least 4 pilots, got {len(pilots)}")
+    if len(pilots) < _COEFFICIENTS:
+        raise RevmuxError(f"a fit needs at least {_COEFFICIENTS} pilots, got {len(pilots)}")
 
     def features(point: OperatingPoint, seen: int) -> list[float]:
         return [1.0, point.prefill / num_layers, math.log2(point.width), math.log(seen)]
@@ -111,10 +113,11 @@ def predict(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Pilot], list[Prediction]]:
-    """Trains pilots on a few thousand of the `samples` and predicts every point of `WIDTHS` x prefill depths.
+    """Trains pilots on a few thousand of the `samples`, predicts all early exits and all `WIDTHS` x prefill depths.
 
-    `epochs` is the length of the training that is predicted, over all samples. Raises `RevmuxError` for fewer than
-    200 samples, or a hidden size that no width divides.
+    Early exits have a fit of their own: their disagreement falls faster with depth than that of composites. `epochs`
+    is the length of the training that is predicted, over all samples. Raises `RevmuxError` for fewer than 200 samples,
+    or a hidden size that no width divides.
     """
     backbone = classifier.backbone
     if len(samples) < 200:
@@ -126,39 +129,58 @@ def predict(
     held = min(_HELD_OUT, len(samples) // 5)
     held_out = [samples[i] for i in order[:held]]
     train = [samples[i] for i in order[held : held + _TRAIN]]
-    points = pilot_points(backbone.num_layers, widths)
-    precision = default_precision(device)
-    pilots = []
+    layers = backbone.num_layers
+    exits = [OperatingPoint(1, depth, ()) for depth in range(1, layers)]
+    composites = [OperatingPoint.mux(width, prefill, layers) for width in widths for prefill in range(layers)]
+    pilots: list[Pilot] = []
+    predicted: dict[OperatingPoint, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        depths = sorted({point.prefill for point in points})
-        states = compute_states(backbone, train, depths, Path(scratch), pad_id, device, precision)
-        for point in points:
-            for length in _EPOCHS:
-                say(f"pilot {point.name}, {length:g} epochs of {len(train)} texts")
-                torch.manual_seed(seed)
-                multiplexer = make_multiplexer(DEFAULT_METHOD, point.width, backbone.hidden_size)
-                adapters = {point: make_adapters(backbone, point, multiplexer, 0)}
-                schedule = Schedule(length, 7e-4)
-                folder = Path(scratch) / f"{point.name}-{length:g}"
-                train_adapters(
-                    backbone, adapters, states, None, LossWeights(), schedule, folder, seed, device, precision
-                )
-                trained = MuxClassifier(backbone, adapters).to(device)
-                result = evaluate(trained, point, held_out, None, pad_id, _DRAWS, seed)
-                pilots.append(Pilot(point, round(length * len(train)), result.agreement))
+        states = compute_states(
+            backbone, train, range(1, layers), Path(scratch), pad_id, device, default_precision(device)
+        )
+        # All exits train at once: a step of theirs costs next to nothing.
+        for candidates, groups in ((composites, [[p] for p in pilot_points(layers, widths)]), (exits, [exits])):
+            own = []
+            for group in groups:
+                for length in _EPOCHS:
+                    say(f"pilot {', '.join(point.name for point in group)}: {length:g} epochs of {len(train)} texts")
+                    folder = Path(scratch) / f"{group[0].name}-{length:g}"
+                    trained = _trained(backbone, group, states, Schedule(length, 7e-4), folder, seed, device)
+                    for point in group:
+                        result = evaluate(trained, point, held_out, None, pad_id, _DRAWS, seed)
+                        own.append(Pilot(point, round(length * len(train)), result.agreement))
+            # A model of one or two layers has too few exits to fit.
+            if len(own) >= _COEFFICIENTS:
+                agreement = fit(own, layers)
+                predicted |= {point: agreement(point, round(epochs * len(samples))) for point in candidates}
+            pilots += own
     say("measuring speed")
-    agreement = fit(pilots, backbone.num_layers)
-    seen = round(epochs * len(samples))
-    candidates = [
-        OperatingPoint.mux(width, prefill, backbone.num_layers)
-        for width in widths
-        for prefill in range(backbone.num_layers)
+    speedups = _speedups(classifier, list(predicted), held_out, pad_id, device)
+    return pilots, [
+        Prediction(point, agreement, speedup)
+        for (point, agreement), speedup in zip(predicted.items(), speedups, strict=True)
     ]
-    speedups = _speedups(classifier, candidates, held_out, pad_id, device)
-    predictions = [
-        Prediction(point, agreement(point, seen), speedup) for point, speedup in zip(candidates, speedups, strict=True)
-    ]
-    return pilots, predictions
+
+
+def _untrained(backbone: Backbone, point: OperatingPoint) -> Adapters:
+    method = EARLY_EXIT if point.width == 1 else DEFAULT_METHOD
+    return make_adapters(backbone, point, make_multiplexer(method, point.width, backbone.hidden_size), 0)
+
+
+def _trained(
+    backbone: Backbone,
+    points: Sequence[OperatingPoint],
+    states: FrozenStates,
+    schedule: Schedule,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+) -> MuxClassifier:
+    torch.manual_seed(seed)
+    adapters = {point: _untrained(backbone, point) for point in points}
+    precision = default_precision(device)
+    train_adapters(backbone, adapters, states, None, LossWeights(), schedule, folder, seed, device, precision)
+    return MuxClassifier(backbone, adapters).to(device)
 
 
 def _speedups(
@@ -170,11 +192,7 @@ def _speedups(
 ) -> list[float]:
     """Measured speed-ups of untrained points over the plain path, all in turn in every round."""
     backbone = classifier.backbone
-    adapters = {}
-    for point in points:
-        multiplexer = make_multiplexer(DEFAULT_METHOD, point.width, backbone.hidden_size)
-        adapters[point] = make_adapters(backbone, point, multiplexer, 0)
-    whole = MuxClassifier(backbone, adapters).to(device)
+    whole = MuxClassifier(backbone, {point: _untrained(backbone, point) for point in points}).to(device)
     timed = {point: partial(run_all, whole, samples, point, pad_id, BATCH_TOKENS) for point in whole.points}
     seconds = time_in_turn(timed, _ROUNDS)
     return [median_ratio(seconds[whole.plain], seconds[point]) for point in points]

@@ -33,7 +33,7 @@ def plan(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Name the width and prefill to train for a target, from short pilots on unlabelled text."""
+    """Name the operating point to train for a target, from short pilots on unlabelled text."""
     from revmux_core.bundle import load_bundle
     from revmux_core.pilots import choose, predict
 
@@ -52,6 +52,7 @@ def plan(
     chosen = choose(predictions, agreement, speedup)
     rows = [
         {
+            "point": prediction.point.name,
             "width": prediction.point.width,
             "prefill": prediction.point.prefill,
             "agreement": round(prediction.agreement, 4),
@@ -66,7 +67,7 @@ def plan(
         ],
         "predictions": rows,
         "chosen": rows[predictions.index(chosen)],
-        "train": f"revmux train --width {chosen.point.width} --prefill {chosen.point.prefill} --epochs {epochs:g}",
+        "train": f"revmux train --point {chosen.point.name} --epochs {epochs:g}",
     }
     print_report(report, as_json)
 

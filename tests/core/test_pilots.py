@@ -53,7 +53,7 @@ def test_plan_from_the_command_line(tiny_bundle_path: Path, tmp_path: Path) -> N
     command = f"plan --bundle {tiny_bundle_path} --data {tmp_path / 'texts.txt'} --epochs 4 --json"
     result = CliRunner().invoke(app, [*command.split(), "--speedup", "0.01"], catch_exceptions=False)
     report = json.loads(result.stdout)
-    assert len(report["predictions"]) == 3 * 4
+    assert len(report["predictions"]) == 3 * 4 + 3
     assert report["chosen"]["agreement"] == max(row["agreement"] for row in report["predictions"])
     with pytest.raises(RevmuxError, match="name one target"):
         CliRunner().invoke(app, command.split(), catch_exceptions=False)

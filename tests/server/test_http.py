@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,10 @@ from conftest import running_server, wait_until
 
 from revmux_core.batch import collate
 from revmux_core.bundle import Bundle
+from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.plan import Group, MuxPlan
+from revmux_core.points import OperatingPoint
 from server.schemas import ClassifyResponse, ErrorResponse, InfoResponse, ModelList, PredictErrorResponse
 
 MAX_BODY, MAX_ITEMS = 200_000, 64
@@ -71,6 +75,24 @@ def test_lists_are_multiplexed_as_wide_as_allowed(client: httpx.Client) -> None:
         data = classify(client, input=texts, max_width=max_width)["data"]
         assert {item["mux_width"] for item in data} == {expected}
         assert [item["index"] for item in data] == list(range(8))
+
+
+def test_an_early_exit_answers_all_but_exact_requests(tiny_bundle: Bundle) -> None:
+    torch.manual_seed(5)
+    backbone = tiny_bundle.classifier.backbone
+    early = OperatingPoint(1, 2, ())
+    adapters = make_adapters(backbone, early, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
+    bundle = replace(tiny_bundle, classifier=MuxClassifier(backbone, {early: adapters}))
+    expected = bundle.classifier(collate(bundle.tokenizer([("a film", None)]), MuxPlan((Group(early, (0,)),))))[0]
+    with running_server(lambda: bundle) as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        for options in ({}, {"quality": "fast"}, {"max_width": 1}):
+            item = classify(client, input="a film", use_activation=False, **options)["data"][0]
+            assert item["mux_width"] == 1
+            torch.testing.assert_close(torch.tensor(item["probs"]), expected)
+        exact = classify(client, input="a film", use_activation=False, quality="exact")["data"][0]
+        torch.testing.assert_close(torch.tensor(exact["probs"]), plain_logits(bundle, "a film"))
+        assert [point["name"] for point in client.get("/info").json()["points"]] == ["n1-l4", "n1-l2"]
 
 
 def test_long_inputs_are_cut_or_refused(client: httpx.Client) -> None:
