@@ -32,7 +32,7 @@ from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS, make_multiplexer, method_of
 from revmux_core.offline import BATCH_TOKENS, Prediction, run_all
-from revmux_core.points import OperatingPoint
+from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from revmux_core.tokenization import Tokenizer
 
 FORMAT_VERSION = 1
@@ -111,17 +111,20 @@ class Bundle:
     tokenizer: Tokenizer
 
     def point(self, choice: int | str | None = None) -> OperatingPoint:
-        """An operating point by width or by name (`OperatingPoint.name`); the cheapest where nothing is named.
+        """An operating point by width or by name (`OperatingPoint.name`).
 
-        Of several points of one width it is the cheapest, but width 1 is always the plain one. Raises `RevmuxError`
-        where the bundle has none such.
+        Where nothing is named it is the cheapest that was measured to agree with the plain one at least `MIN_AGREEMENT`
+        of the time. Of several points of one width it is the cheapest, but width 1 is always the plain one. Raises
+        `RevmuxError` where the bundle has none such.
         """
         layers = self.classifier.backbone.num_layers
         by_cost = sorted(self.classifier.points, key=lambda point: point.ideal_cost(layers))
+        plain = self.classifier.plain
         if choice is None:
-            return by_cost[0]
+            agreement = self.manifest.measured_agreement
+            return next(p for p in by_cost if p == plain or agreement.get(p.name, 0.0) >= MIN_AGREEMENT)
         if choice == 1:
-            return self.classifier.plain
+            return plain
         for point in by_cost:
             if choice in (point.width, point.name):
                 return point

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from revmux_core.errors import RevmuxError
 
+MIN_AGREEMENT = 0.95
+"""Measured agreement with the plain path from which on a point is used without being asked for by name."""
+
 _NAME = re.compile(r"n(\d{1,4})-l(\d{1,4})(?:-u(\d{1,4}(?:\.\d{1,4})*))?")
 
 
@@ -18,8 +21,8 @@ class OperatingPoint:
     in `upper` then run once for all of them. Plain inference is the point with width 1 whose prefill is every layer; a
     point of width 1 that stops below the top is an early exit.
 
-    Raises `ValueError` for a width below 1, a negative prefill, or upper layers that are not ascending and above the
-    prefill.
+    Raises `ValueError` for a width below 1, a negative prefill, upper layers that are not ascending and above the
+    prefill, or no layer at all.
     """
 
     width: int
@@ -33,6 +36,8 @@ class OperatingPoint:
             raise ValueError(f"prefill must be at least 0, got {self.prefill}")
         if list(self.upper) != sorted(set(self.upper)) or any(layer < self.prefill for layer in self.upper):
             raise ValueError(f"upper layers must ascend from the prefill depth {self.prefill}, got {self.upper}")
+        if not self.prefill and not self.upper:
+            raise ValueError("a point must run at least one layer")
 
     @classmethod
     def plain(cls, num_layers: int) -> OperatingPoint:

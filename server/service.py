@@ -224,6 +224,13 @@ class Service:
         layers = classifier.backbone.num_layers
         chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
         points = served_points(chosen, layers)
+        if len(points) == 1 and len(classifier.points) > 1 and settings.width == "auto":
+            logger.warning(
+                "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
+                "(measure with `revmux card`, or choose --min-agreement, --width or --point)",
+                manifest.name,
+                100 * settings.min_agreement,
+            )
         default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
         max_batch_tokens = settings.max_batch_tokens or default
         engine = Engine(bundle, points, device)

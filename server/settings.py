@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from revmux_core.errors import RevmuxError
-from revmux_core.points import OperatingPoint
+from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 
 PREFIX = "REVMUX_"
 
@@ -37,7 +37,10 @@ class Settings(BaseSettings):
     )
     point: str | None = Field(None, description="Serve this operating point of the bundle, by name, beside plain.")
     min_agreement: float = Field(
-        0.95, ge=0, le=1, description="Points whose measured agreement with plain is lower are not served by auto."
+        MIN_AGREEMENT,
+        ge=0,
+        le=1,
+        description="Agreement with plain that a point must have been measured to have, for auto.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
@@ -82,8 +85,8 @@ class Settings(BaseSettings):
     ) -> list[OperatingPoint]:
         """Which of a bundle's `points` may be served: what `point` or `width` names, else all that agree enough.
 
-        `agreement` is what was measured of points, by name; one that was not measured is taken on trust. Raises
-        `SettingsError` where the bundle has no such point or width.
+        `agreement` is what was measured of points, by name; one that was not measured is not served unless asked for.
+        Raises `SettingsError` where the bundle has no such point or width.
         """
         plain = OperatingPoint.plain(num_layers)
         if self.point is not None:
@@ -93,7 +96,7 @@ class Settings(BaseSettings):
                 raise SettingsError("point", f"the bundle has no point {self.point}: choose one of {known}")
             return [*chosen, plain]
         if self.width == "auto":
-            return [point for point in points if agreement.get(point.name, 1.0) >= self.min_agreement]
+            return [point for point in points if point == plain or agreement.get(point.name, 0.0) >= self.min_agreement]
         widths = {point.width for point in points}
         if self.width not in widths:
             known = ", ".join(map(str, sorted(widths)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from revmux_core.bundle import Bundle, load_bundle
+from revmux_core.bundle import Bundle, load_bundle, record_measurements
 from revmux_core.classifier import Adapters
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
@@ -43,6 +43,8 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
         OperatingPoint.mux(width, 2, LAYERS): Adapters(ReversibleMultiplexer(width, HIDDEN)) for width in (2, 4)
     }
     save_tiny_bundle(folder, tiny_base_path, adapters)
+    # As if measured: what was not is served only when it is asked for.
+    record_measurements(folder, {"points": [{"point": point.name, "agreement": 0.97} for point in adapters]})
     return folder
 
 

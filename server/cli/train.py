@@ -95,3 +95,5 @@ def train(
     if held_out is not None and eval_data is not None:
         measure(out, base, held_out, str(eval_data.name), draws=10)
     typer.echo(f"wrote {out}")
+    if held_out is None:
+        typer.echo(f"measure it before you serve it: revmux card --bundle {out} --data HELD_OUT", err=True)

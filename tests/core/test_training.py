@@ -138,6 +138,7 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
         ("n2-l2", "need upper layers"),
         ("n1-l1-u2", "need upper layers"),
         ("n2-l3-u1", "must ascend"),
+        ("n1-l0", "at least one layer"),
         ("width2", "names no operating point"),
     ],
 )

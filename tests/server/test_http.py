@@ -84,7 +84,7 @@ def test_an_early_exit_answers_all_but_exact_requests(tiny_bundle: Bundle) -> No
     adapters = make_adapters(backbone, early, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
     bundle = replace(tiny_bundle, classifier=MuxClassifier(backbone, {early: adapters}))
     expected = bundle.classifier(collate(bundle.tokenizer([("a film", None)]), MuxPlan((Group(early, (0,)),))))[0]
-    with running_server(lambda: bundle) as (client, _):
+    with running_server(lambda: bundle, point="n1-l2") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         for options in ({}, {"quality": "fast"}, {"max_width": 1}):
             item = classify(client, input="a film", use_activation=False, **options)["data"][0]

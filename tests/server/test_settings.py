@@ -48,8 +48,9 @@ def test_auto_serves_what_agrees_enough_and_a_choice_is_taken_at_its_word() -> N
     points = [plain, early, two, four]
     measured = {plain.name: 1.0, early.name: 0.92, two.name: 0.96}
     for settings, expected in (
-        (read_settings(), [plain, two, four]),
-        (read_settings(min_agreement=0.9), points),
+        (read_settings(), [plain, two]),
+        (read_settings(min_agreement=0.9), [plain, early, two]),
+        (read_settings(min_agreement=0), points),
         (read_settings(width=2), [plain, two]),
         (read_settings(width=1), [plain]),
         (read_settings(point="n1-l2"), [early, plain]),
