@@ -224,7 +224,7 @@ class Service:
         layers = classifier.backbone.num_layers
         chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
         points = served_points(chosen, layers)
-        if len(points) == 1 and len(classifier.points) > 1 and settings.width == "auto":
+        if len(points) == 1 and len(classifier.points) > 1 and settings.width == "auto" and not settings.point:
             logger.warning(
                 "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
                 "(measure with `revmux card`, or choose --min-agreement, --width or --point)",
