@@ -10,9 +10,10 @@ from typing import Any
 
 from revmux_core.benchmark import measure_speed
 from revmux_core.bundle import Bundle, Manifest, record_measurements
-from revmux_core.evaluation import evaluate
+from revmux_core.evaluation import draws_at, evaluate, plain_labels
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
+from revmux_core.points import OperatingPoint
 
 _ROUNDS = 5
 
@@ -33,7 +34,7 @@ def measure_and_write(
     layers = bundle.classifier.backbone.num_layers
     points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
     speeds = measure_speed(bundle, samples, points, _ROUNDS, BATCH_TOKENS, progress)
-    # Width 1 has no partners to draw.
+    reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     evaluations = [
         evaluate(
             bundle.classifier,
@@ -41,8 +42,9 @@ def measure_and_write(
             samples,
             labels,
             bundle.tokenizer.pad_id,
-            draws if point.width > 1 else 1,
+            draws_at(point, draws),
             progress=progress,
+            reference=reference,
         )
         for point in points
     ]
@@ -134,7 +136,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _row(row: dict[str, Any], num_layers: int) -> str:
-    kind = "multiplexed" if row["width"] > 1 else "plain" if row["prefill"] == num_layers else "early exit"
+    kind = OperatingPoint.parse(row["point"]).kind(num_layers)
     without = row["agreement_without_composite"]
     accuracy = share = "not measured"
     if row["accuracy"] is not None:

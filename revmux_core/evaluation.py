@@ -118,6 +118,11 @@ def _blanked(multiplexer: Multiplexer) -> Iterator[None]:
         del vars(multiplexer)["demultiplex"]
 
 
+def draws_at(point: OperatingPoint, draws: int) -> int:
+    """How many of `draws` say something new at `point`: at width 1 there are no partners, so the first says it all."""
+    return draws if point.width > 1 else 1
+
+
 def plain_labels(classifier: MuxClassifier, samples: Sequence[Tokens], pad_id: int) -> Tensor:
     """The plain path's label of every sample, `[S]`."""
     logits, _ = run_all(classifier, samples, classifier.plain, pad_id, BATCH_TOKENS)

@@ -20,8 +20,8 @@ from revmux_core.backbones import Backbone
 from revmux_core.benchmark import median_ratio, time_in_turn
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
-from revmux_core.evaluation import evaluate
-from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, make_multiplexer
+from revmux_core.evaluation import draws_at, evaluate, plain_labels
+from revmux_core.multiplexing import make_multiplexer, method_at
 from revmux_core.offline import BATCH_TOKENS, run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -129,6 +129,7 @@ def predict(
     held = min(_HELD_OUT, len(samples) // 5)
     held_out = [samples[i] for i in order[:held]]
     train = [samples[i] for i in order[held : held + _TRAIN]]
+    reference = plain_labels(classifier, held_out, pad_id)
     layers = backbone.num_layers
     exits = [OperatingPoint(1, depth, ()) for depth in range(1, layers)]
     composites = [OperatingPoint.mux(width, prefill, layers) for width in widths for prefill in range(layers)]
@@ -147,7 +148,8 @@ def predict(
                     folder = Path(scratch) / f"{group[0].name}-{length:g}"
                     trained = _trained(backbone, group, states, Schedule(length, 7e-4), folder, seed, device)
                     for point in group:
-                        result = evaluate(trained, point, held_out, None, pad_id, _DRAWS, seed)
+                        draws = draws_at(point, _DRAWS)
+                        result = evaluate(trained, point, held_out, None, pad_id, draws, seed, reference=reference)
                         own.append(Pilot(point, round(length * len(train)), result.agreement))
             # A model of one or two layers has too few exits to fit.
             if len(own) >= _COEFFICIENTS:
@@ -163,8 +165,8 @@ def predict(
 
 
 def _untrained(backbone: Backbone, point: OperatingPoint) -> Adapters:
-    method = EARLY_EXIT if point.width == 1 else DEFAULT_METHOD
-    return make_adapters(backbone, point, make_multiplexer(method, point.width, backbone.hidden_size), 0)
+    multiplexer = make_multiplexer(method_at(point.width), point.width, backbone.hidden_size)
+    return make_adapters(backbone, point, multiplexer, 0)
 
 
 def _trained(

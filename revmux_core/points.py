@@ -72,6 +72,12 @@ class OperatingPoint:
         upper = ".".join(map(str, self.upper))
         return f"n{self.width}-l{self.prefill}" + (f"-u{upper}" if upper else "")
 
+    def kind(self, num_layers: int) -> str:
+        """`multiplexed`, `early exit` or `plain`, in a model of `num_layers` layers."""
+        if self.width > 1:
+            return "multiplexed"
+        return "plain" if self == OperatingPoint.plain(num_layers) else "early exit"
+
     def runs(self, layer: int) -> bool:
         """Whether samples of this point pass through `layer`, alone or in a composite."""
         return layer < self.prefill or layer in self.upper

@@ -47,13 +47,9 @@ def served_points(points: Iterable[OperatingPoint], num_layers: int) -> tuple[Op
     For every width it is the cheapest, where that costs less than all narrower ones do; what is left over of a width
     then always has a narrower one to go to.
     """
-    plain = OperatingPoint.plain(num_layers)
-    served = [plain]
+    served = [OperatingPoint.plain(num_layers)]
     for point in sorted(points, key=lambda point: (point.width, point.ideal_cost(num_layers))):
-        least = served[-1]
-        if point.ideal_cost(num_layers) < least.ideal_cost(num_layers) and (
-            point.width > least.width or least == plain
-        ):
+        if point.ideal_cost(num_layers) < served[-1].ideal_cost(num_layers):
             served.append(point)
     return tuple(reversed(served))
 
@@ -69,7 +65,8 @@ def plan_batch(waiting: Sequence[Sample], budget: int, points: Sequence[Operatin
     groups: list[Group] = []
     plain = points[-1]
     for point in points:
-        able = [position for position in members if point == plain or waiting[position].max_width >= point.width]
+        least = PLAIN_ONLY if point == plain else point.width
+        able = [position for position in members if waiting[position].max_width >= least]
         # A group holds whole composites only; what is left over tries the next smaller width, down to plain.
         taken = able[: len(able) - len(able) % point.width]
         if taken:

@@ -71,13 +71,16 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:
         if self.max_items_per_request > self.max_queue_items:
-            raise ValueError("must not be above --max-queue-items, or such a request could never be admitted")
+            raise SettingsError(
+                "max_items_per_request",
+                "must not be above --max-queue-items, or such a request could never be admitted",
+            )
         return self
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
         if self.point is not None and self.width != "auto":
-            raise ValueError("names a point, so leave out --width")
+            raise SettingsError("point", "names a point, so leave out --width")
         return self
 
     def choose_points(
@@ -113,10 +116,12 @@ def read_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, SettingsError):
+            # A check of the whole object, which names its field itself.
+            raise cause from error
+        field = str(first["loc"][0])
         problem = first["msg"].removeprefix("Value error, ")
-        # The checks of the whole object are about one field each.
-        whole = "point" if problem.startswith("names a point") else "max_items_per_request"
-        field = str(first["loc"][0]) if first["loc"] else whole
         if field == "width":
             problem = "must be auto or a whole number of at least 1"
         raise SettingsError(field, problem) from error

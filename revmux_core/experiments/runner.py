@@ -21,7 +21,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import machine
 from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.data import Example, label_ids, read_examples
-from revmux_core.evaluation import evaluate, plain_labels
+from revmux_core.evaluation import draws_at, evaluate, plain_labels
 from revmux_core.experiments.matrix import INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.offline import BATCH_TOKENS, run_all
@@ -123,7 +123,7 @@ class Runner:
             shutil.rmtree(folder)
         classifier.to(self._device)
         pad_id = task.bundle.tokenizer.pad_id
-        draws = self._experiment.draws if point.width > 1 else 1
+        draws = draws_at(point, self._experiment.draws)
         evaluation = evaluate(
             classifier, point, task.eval_samples, task.eval_labels, pad_id, draws, run.seed, reference=task.reference
         )

@@ -11,7 +11,7 @@ from revmux_core.multiplexing.published import OneWayMultiplexer, PublishedMulti
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.multiplexing.tokenpool import TokenPoolMultiplexer
 
-__all__ = ["DEFAULT_METHOD", "EARLY_EXIT", "METHODS", "Multiplexer", "make_multiplexer", "method_of"]
+__all__ = ["DEFAULT_METHOD", "EARLY_EXIT", "METHODS", "Multiplexer", "make_multiplexer", "method_at", "method_of"]
 
 DEFAULT_METHOD, EARLY_EXIT = "revmux", "early-exit"
 
@@ -32,6 +32,11 @@ def make_multiplexer(method: str, width: int, hidden_size: int) -> Multiplexer:
     if method not in METHODS:
         raise RevmuxError(f"there is no method {method}: use one of {', '.join(METHODS)}")
     return METHODS[method](width, hidden_size)
+
+
+def method_at(width: int, method: str = DEFAULT_METHOD) -> str:
+    """What a point of `width` is made by where `method` was asked for: alone, a text can only exit early."""
+    return EARLY_EXIT if width == 1 else method
 
 
 def method_of(multiplexer: Multiplexer) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing.base import Multiplexer
-from revmux_core.multiplexing.reversible import AttentionPool, mlp
+from revmux_core.multiplexing.reversible import AttentionPool, OwnStatesMultiplexer, mlp
 
 
-class EarlyExit(Multiplexer):
+class EarlyExit(OwnStatesMultiplexer):
     """What the frozen head reads after the last layer, told from the states after `prefill` layers.
 
     As in BranchyNet (Teerapittayanon et al. 2016, arXiv 1709.01686) and DeeBERT (Xin et al. 2020, arXiv 2004.12993),
@@ -30,10 +28,6 @@ class EarlyExit(Multiplexer):
 
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return hidden.flatten(0, 1), mask.flatten(0, 1)
-
-    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-        """The pooled state and what the attention pool reads, `[S, 2d]`."""
-        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
 
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         return self.up(own)

@@ -81,7 +81,17 @@ class AttentionPool(nn.Module):
         return torch.einsum("skd,kvd->skv", read, values).flatten(1) + self.values.bias
 
 
-class ReversibleMultiplexer(Multiplexer):
+class OwnStatesMultiplexer(Multiplexer):
+    """A multiplexer whose shortcut is all of a sample's own prefill states, through its attention pool `pool`."""
+
+    pool: AttentionPool
+
+    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        """The pooled state and what the attention pool reads, `[S, 2d]`."""
+        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
+
+
+class ReversibleMultiplexer(OwnStatesMultiplexer):
     """Down projection, reversible coupling, and after the shared layers its inverse and the up projection.
 
     Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, an up
@@ -100,10 +110,6 @@ class ReversibleMultiplexer(Multiplexer):
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         blocks = self.down(hidden).movedim(1, -2)
         return self.coupling(blocks).flatten(-2), mask.amax(dim=1)
-
-    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-        """The pooled state and what the attention pool reads, `[S, 2d]`."""
-        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
 
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         blocks = self.coupling.inverse(pooled.unflatten(-1, (self.width, self.block)))

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revmux_core.multiplexing.base import Multiplexer
-from revmux_core.multiplexing.reversible import AttentionPool, mlp
+from revmux_core.multiplexing.reversible import AttentionPool, OwnStatesMultiplexer, mlp
 
 
-class TokenPoolMultiplexer(Multiplexer):
+class TokenPoolMultiplexer(OwnStatesMultiplexer):
     """Every N neighbouring tokens after the first become one, a learned weighted mean; the first token stays.
 
     As in Funnel-Transformer (Dai et al. 2020, arXiv 2006.03236), with a learned query in place of the mean. It costs
@@ -35,9 +34,6 @@ class TokenPoolMultiplexer(Multiplexer):
         scores = (windows @ self.query).masked_fill(held == 0, -1e4)
         merged = (scores.softmax(dim=-1).unsqueeze(-1) * windows).sum(dim=2)
         return torch.cat([hidden[:, :1], merged], dim=1), torch.cat([mask[:, :1], held.amax(dim=-1)], dim=1)
-
-    def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
 
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
         return pooled + self.up(torch.cat([pooled, own], dim=-1))

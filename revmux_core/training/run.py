@@ -20,7 +20,7 @@ from revmux_core.bundle import BaseEntry, load_model, save_bundle, save_task
 from revmux_core.classifier import make_adapters
 from revmux_core.data import Example, label_ids
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, make_multiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer, method_at
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
@@ -108,9 +108,7 @@ def train(
         raise TrainingError("there is nothing to train: name at least one --width of 2 or more, or a --point")
     # Made before tuning, so that a method or width that does not fit is refused at once.
     multiplexers = {
-        point: make_multiplexer(
-            EARLY_EXIT if point.width == 1 else recipe.method, point.width, backbone.hidden_size
-        ).to(device)
+        point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size).to(device)
         for point in points
     }
     seconds = {}
@@ -170,13 +168,13 @@ def train(
 
 def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoint]:
     """What the recipe trains: all but the plain point, which needs no adapters and is always there."""
-    widths, names = recipe.widths, recipe.points
-    if not widths and not names:
-        widths = DEFAULT_WIDTHS
-        exits = {round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)} - {0, num_layers}
-        names = tuple(OperatingPoint(1, depth, ()).name for depth in sorted(exits))
+    unasked = not recipe.widths and not recipe.points
+    widths = DEFAULT_WIDTHS if unasked else recipe.widths
     points = {OperatingPoint.mux(width, prefill, num_layers) for width in {*widths} - {1}}
-    for name in names:
+    if unasked:
+        exits = {round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)} - {0, num_layers}
+        points |= {OperatingPoint(1, depth, ()) for depth in exits}
+    for name in recipe.points:
         point = OperatingPoint.parse(name)
         if point.prefill >= num_layers or any(layer >= num_layers for layer in point.upper):
             raise TrainingError(f"--point {name} does not fit a model of {num_layers} layers")

@@ -88,7 +88,8 @@ def bench(
     points = [loaded.point(number) for number in sorted({1, *width})] if width else loaded.classifier.points
     with tqdm(total=rounds + 1, desc="bench", unit="round", disable=None) as bar:
         speeds = measure_speed(loaded, samples, points, rounds, batch_tokens, lambda: bar.update() and None)
-    exits = {point.name for point in loaded.classifier.points if point.width == 1} - {loaded.classifier.plain.name}
+    layers = loaded.classifier.backbone.num_layers
+    exits = {point.name for point in points if point.kind(layers) == "early exit"}
     report = {
         "bundle": loaded.manifest.name,
         "machine": machine(),
