@@ -3,62 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from revmux_core.plan import MuxPlan, Tokens
 
 
 @dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A sample whose first `depth` layers were already run: the states after them, `[T, d]`, without padding."""
+
+    depth: int
+    states: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+@dataclass(frozen=True, slots=True)
 class MuxBatch:
-    """Padded samples in plan order. `ids`, `mask`, `type_ids`: `[S, T]`, S samples, T the longest of them."""
+    """Padded samples in plan order, S of them, T the longest.
+
+    `mask` `[S, T]` is of all. `ids` and `type_ids` are of the samples that start with their tokens, `[F, T]`;
+    `prefilled` has, for every group that starts above the first layer, its states `[S_group, T, d]`.
+    """
 
     plan: MuxPlan
-    ids: Tensor
+    lengths: tuple[int, ...]
     mask: Tensor
+    ids: Tensor
     type_ids: Tensor | None
-
-    @property
-    def tokens(self) -> int:
-        """Positions that hold text, padding not counted."""
-        return int(self.mask.sum())
-
-    @property
-    def padded_tokens(self) -> int:
-        return self.ids.numel()
+    prefilled: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> MuxBatch:
-        if self.ids.device == device:
+        if self.mask.device == device:
             return self
+        mask, ids = self.mask.to(device, non_blocking=True), self.ids.to(device, non_blocking=True)
         type_ids = None if self.type_ids is None else self.type_ids.to(device, non_blocking=True)
-        return MuxBatch(
-            self.plan, self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), type_ids
-        )
+        return replace(self, mask=mask, ids=ids, type_ids=type_ids)
 
 
-def collate(samples: Sequence[Tokens], plan: MuxPlan, pad_id: int = 0, padding_side: str = "right") -> MuxBatch:
-    """Pads `samples` to their longest and lays them out in the order of `plan`.
+def collate(
+    samples: Sequence[Tokens | Prefilled], plan: MuxPlan, pad_id: int = 0, padding_side: str = "right"
+) -> MuxBatch:
+    """Pads `samples` to their longest and lays them out in the order of `plan`; prefilled states stay on their device.
 
-    Raises `ValueError` when the plan was made for another number of samples.
+    Raises `ValueError` when the plan was made for other samples.
     """
     if plan.samples != len(samples):
         raise ValueError(f"the plan holds {plan.samples} samples, got {len(samples)}")
-    return MuxBatch(plan, *pad([samples[index] for index in plan.order], pad_id, padding_side))
+    lengths = tuple(len(samples[index]) for index in plan.order)
+    longest = max(lengths)
+    fresh: list[Tokens] = []
+    prefilled = []
+    for group in plan.groups:
+        members = [samples[index] for index in group.members]
+        states = []
+        for member in members:
+            if isinstance(member, Tokens) and group.start == 0:
+                fresh.append(member)
+            elif isinstance(member, Prefilled) and group.start == member.depth:
+                states.append(member.states)
+            else:
+                raise ValueError(f"the plan starts a sample after {group.start} layers, which it does not stand at")
+        if states:
+            padded = pad_sequence(states, batch_first=True, padding_side=padding_side)
+            missing = longest - padded.shape[1]
+            prefilled.append(F.pad(padded, (0, 0, 0, missing) if padding_side == "right" else (0, 0, missing, 0)))
+    ids, _, type_ids = pad(fresh, pad_id, padding_side, longest)
+    return MuxBatch(plan, lengths, make_mask(lengths, longest, padding_side), ids, type_ids, tuple(prefilled))
 
 
-def pad(samples: Sequence[Tokens], pad_id: int, padding_side: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids, mask and type ids, `[S, T]` each; type ids are None for models without segments."""
-    longest = max(len(sample) for sample in samples)
+def make_mask(lengths: Sequence[int], longest: int, padding_side: str) -> Tensor:
+    """`[S, T]`, 1 where a row holds text."""
+    positions = np.arange(longest)[None, :]
+    ends = np.asarray(lengths, dtype=np.int64)[:, None]
+    held = positions < ends if padding_side == "right" else positions >= longest - ends
+    return torch.from_numpy(held.astype(np.int64))
+
+
+def pad(
+    samples: Sequence[Tokens], pad_id: int, padding_side: str, longest: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, mask and type ids, `[S, T]` each; type ids are None for models without segments.
+
+    T is `longest`, or the length of the longest sample.
+    """
+    lengths = [len(sample) for sample in samples]
+    longest = max(lengths) if longest is None else longest
     ids = np.full((len(samples), longest), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    type_ids = None if samples[0].type_ids is None else np.zeros_like(ids)
+    type_ids = None if not samples or samples[0].type_ids is None else np.zeros_like(ids)
     for row, sample in enumerate(samples):
         columns = slice(0, len(sample)) if padding_side == "right" else slice(longest - len(sample), longest)
         ids[row, columns] = sample.ids
-        mask[row, columns] = 1
         if type_ids is not None and sample.type_ids is not None:
             type_ids[row, columns] = sample.type_ids
-    return torch.from_numpy(ids), torch.from_numpy(mask), None if type_ids is None else torch.from_numpy(type_ids)
+    mask = make_mask(lengths, longest, padding_side)
+    return torch.from_numpy(ids), mask, None if type_ids is None else torch.from_numpy(type_ids)

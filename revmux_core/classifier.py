@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
-from revmux_core.batch import MuxBatch
+from revmux_core.batch import MuxBatch, Prefilled
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.plan import Group
 from revmux_core.points import OperatingPoint
 
 
@@ -82,10 +83,42 @@ def demultiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, co
 class _Track:
     """One group on its way through the layers: its rows become composites where its prefill ends."""
 
-    point: OperatingPoint
+    group: Group
     hidden: Tensor
     mask: Tensor
     composites: Composites | None = field(default=None)
+    prefilled: Tensor | None = field(default=None)
+
+    @property
+    def point(self) -> OperatingPoint:
+        return self.group.point
+
+    def runs(self, layer: int) -> bool:
+        return self.group.start <= layer and self.point.runs(layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a batch came to: `logits` `[S, C]` in the order of the samples that the plan was made for.
+
+    `states` holds, for every group of the plan that is not plain, its members' states `[S_group, T, d]` where its
+    prefill ended, so that any of them can go on from there (`prefilled`).
+    """
+
+    logits: Tensor
+    states: dict[Group, Tensor]
+    lengths: dict[int, int]
+    padding_side: str
+
+    def prefilled(self, group: Group, member: int) -> Prefilled:
+        """The member at position `member` of a group that is not plain, as it stood where the prefill ended.
+
+        A copy: the batch's states are freed though this one waits.
+        """
+        row = self.states[group][member]
+        length = self.lengths[group.members[member]]
+        own = row[:length] if self.padding_side == "right" else row[len(row) - length :]
+        return Prefilled(group.point.prefill, own.clone())
 
 
 class MuxClassifier(nn.Module):
@@ -107,34 +140,55 @@ class MuxClassifier(nn.Module):
     def adapters_of(self, point: OperatingPoint) -> Adapters:
         return cast(Adapters, self.adapters[_key(point)])
 
-    @torch.inference_mode()
     def forward(self, batch: MuxBatch) -> Tensor:
         """Logits `[S, C]` in the order of the samples that the plan was made for."""
-        logits = self.backbone.head(self._states(batch))
+        return self.answer(batch).logits
+
+    @torch.inference_mode()
+    def answer(self, batch: MuxBatch) -> Outcome:
+        """Logits, and the states from which any sample can go on."""
+        tracks = self._tracks(batch)
+        self._run(tracks)
+        logits = self.backbone.head(_cat([self._pool(track) for track in tracks]))
         answers = torch.empty_like(logits)
         answers[torch.tensor(batch.plan.order, device=logits.device)] = logits
-        return answers
+        return Outcome(
+            answers,
+            {track.group: track.prefilled for track in tracks if track.prefilled is not None},
+            dict(zip(batch.plan.order, batch.lengths, strict=True)),
+            self.backbone.padding_side,
+        )
 
-    def _states(self, batch: MuxBatch) -> Tensor:
-        """The pooled states `[S, d]` that the head reads, in plan order.
+    def _tracks(self, batch: MuxBatch) -> list[_Track]:
+        """The plan's groups, each with the states that it starts from."""
+        groups = batch.plan.groups
+        masks = batch.mask.split([len(group.members) for group in groups])
+        fresh = [(group, mask) for group, mask in zip(groups, masks, strict=True) if not group.start]
+        embedded: Iterator[Tensor] = iter(())
+        if fresh:
+            hidden = self.backbone.embed(batch.ids, _cat([mask for _, mask in fresh]), batch.type_ids)
+            embedded = iter(hidden.split([len(group.members) for group, _ in fresh]))
+        prefilled = iter(batch.prefilled)
+        return [
+            _Track(group, next(prefilled if group.start else embedded), mask)
+            for group, mask in zip(groups, masks, strict=True)
+        ]
+
+    def _run(self, tracks: list[_Track]) -> None:
+        """Takes every track to the end of its point.
 
         All groups that run a frozen layer run it in one call, so samples of different points share every matrix
         product; composites of a point with layers of its own run those apart.
         """
         backbone = self.backbone
-        hidden = backbone.embed(batch.ids, batch.mask, batch.type_ids)
-        sizes = [len(group.members) for group in batch.plan.groups]
-        tracks = [
-            _Track(group.point, rows, mask)
-            for group, rows, mask in zip(batch.plan.groups, hidden.split(sizes), batch.mask.split(sizes), strict=True)
-        ]
-        for lo, hi in _spans([track.point for track in tracks], backbone.num_layers):
+        for lo, hi in _spans([track.group for track in tracks], backbone.num_layers):
             for track in tracks:
                 if track.point.prefill == lo and track.point != self.plain:
                     adapters = self.adapters_of(track.point)
+                    track.prefilled = track.hidden
                     track.composites = multiplex(backbone, adapters.multiplexer, track.hidden, track.mask)
                     track.hidden, track.mask = track.composites.hidden, track.composites.mask
-            active = [track for track in tracks if track.point.runs(lo)]
+            active = [track for track in tracks if track.runs(lo)]
             apart = [track for track in active if self._runs_apart(track)]
             for track in apart:
                 layers = self.adapters_of(track.point).layers(backbone, track.point, lo, hi)
@@ -145,7 +199,6 @@ class MuxClassifier(nn.Module):
                 states = backbone.run(states, mask, backbone.layers(lo, hi))
                 for track, rows in zip(shared, states.split([len(t.hidden) for t in shared]), strict=True):
                     track.hidden = rows
-        return _cat([self._pool(track) for track in tracks])
 
     def _runs_apart(self, track: _Track) -> bool:
         """Whether a track is of composites that the frozen layers, or the shape of the other rows, do not fit."""
@@ -171,10 +224,11 @@ def _cat(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _spans(points: list[OperatingPoint], num_layers: int) -> list[tuple[int, int]]:
-    """The longest layer ranges within which no point multiplexes, and none starts or stops running layers."""
+def _spans(groups: list[Group], num_layers: int) -> list[tuple[int, int]]:
+    """The longest layer ranges within which no group multiplexes, and none starts or stops running layers."""
     edges = {0, num_layers}
-    for point in points:
-        edges.update({point.prefill} - {num_layers})
+    for group in groups:
+        point = group.point
+        edges.update({group.start, point.prefill} - {num_layers})
         edges.update(layer for layer in range(1, num_layers) if point.runs(layer) != point.runs(layer - 1))
     return list(pairwise(sorted(edges)))

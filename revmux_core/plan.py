@@ -25,13 +25,17 @@ class Tokens:
 class Group:
     """Samples of one operating point: every run of `point.width` consecutive members is one composite.
 
-    Members are indices into the list of samples that the plan was made for.
+    Members are indices into the list of samples that the plan was made for. The first `start` layers were already run
+    on them: they go on from their `Prefilled` states.
     """
 
     point: OperatingPoint
     members: tuple[int, ...]
+    start: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.point.prefill:
+            raise ValueError(f"a group of {self.point.name} cannot start after {self.start} layers")
         if not self.members or len(self.members) % self.point.width:
             raise ValueError(
                 f"a group of width {self.point.width} needs a positive multiple of it as members, "

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from revmux_core.errors import RevmuxError
 
-PLAIN, STUDENT, INT8 = "plain", "pruned-student", "int8"
+PLAIN, STUDENT, INT8, CASCADE = "plain", "pruned-student", "int8", "cascade"
 """Contenders that do not multiplex: the untouched model; a student with fewer layers, distilled from it; the plain
-model, or the student that `layers` names, with its linear maps in int8."""
+model, or the student that `layers` names, with its linear maps in int8; early exits that pass on what they are not sure
+of, to the plain path in the end."""
 
 
 class ExperimentError(RevmuxError):
@@ -27,13 +28,15 @@ class _Strict(BaseModel):
 class Task(_Strict):
     """Where a task's text is, relative to the data folder, and which plain model answers it.
 
-    Without `eval`, every `holdout`-th sample of `train` is held out. `bundle` takes that bundle's plain model;
+    Without `eval`, every `holdout`-th sample of `train` is held out. `train_samples` keeps that many of the others,
+    evenly spread. `bundle` takes that bundle's plain model;
     otherwise `model` is tuned on the task first.
     """
 
     train: str
     eval: str | None = None
     holdout: int = Field(5, ge=2)
+    train_samples: int | None = Field(None, ge=1)
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -45,7 +48,11 @@ class Task(_Strict):
 
 class Run(_Strict):
     """One contender, trained once. `upper` None is every layer from `prefill` up; `layers` prunes the backbone first
-    to a distilled student with these layers, so that methods compound with it."""
+    to a distilled student with these layers, so that methods compound with it.
+
+    A cascade has exits after `exits` layers. Every half of the held-out text is answered with the threshold that gave
+    the other half the ideal `speedup`.
+    """
 
     task: str
     method: str
@@ -53,6 +60,8 @@ class Run(_Strict):
     prefill: int | None = None
     upper: tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
+    exits: tuple[int, ...] | None = None
+    speedup: float | None = None
     delta_rank: int = 0
     seed: int = 0
     epochs: float = 2
@@ -63,10 +72,18 @@ class Run(_Strict):
     infonce: float = 0.25
     join_rounds: int = 0
 
+    @model_validator(mode="after")
+    def _cascade_is_whole(self) -> Self:
+        given = {self.exits is not None, self.speedup is not None, self.method == CASCADE}
+        if len(given) > 1 or self.exits == ():
+            raise ValueError(f"`exits` and `speedup` belong to the method {CASCADE}, which needs both")
+        return self
+
     @property
     def key(self) -> str:
         """A file name: what is varied most, and a hash of all settings."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:10]
+        # Without what is not set, so that a new field does not make old results strangers.
+        digest = hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()[:10]
         return f"{self.task}-{self.method}-n{self.width}-s{self.seed}-{digest}"
 
     @property

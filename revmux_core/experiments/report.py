@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revmux_core.experiments.matrix import PLAIN, Experiment, Run
+from revmux_core.experiments.matrix import CASCADE, PLAIN, Experiment, Run
 from revmux_core.multiplexing import EARLY_EXIT
 
 
@@ -68,8 +68,10 @@ def contender_name(run: Run, point: str) -> str:
     """How a report calls a contender: the method, and what sets it apart from the method's usual settings."""
     usual = Run.model_fields
     parts = [run.method]
-    if run.width > 1 or run.method == EARLY_EXIT:
+    if run.width > 1 or run.method in (EARLY_EXIT, CASCADE):
         parts.append(point)
+    if run.speedup is not None:
+        parts.append(f"aimed at {run.speedup:g}")
     if run.layers is not None:
         parts.append(f"layers {'.'.join(map(str, run.layers))}")
     if run.delta_rank:
@@ -95,6 +97,13 @@ def write_report(experiment: Experiment, results: Sequence[dict[str, Any]], out:
         "relative to the plain path in the same run, and ideal counts layer compute only. "
         f"{'; '.join(machines)}.",
     ]
+    if any(row.run.method == CASCADE for row in rows):
+        lines += [
+            "",
+            "A cascade answers a sample at the first of its exits that is sure of it, and plainly where none is. Each "
+            "half of the held-out text has the threshold with which the other half reached the ideal speed-up aimed "
+            "at; no label and no plain answer sets it.",
+        ]
     for task in experiment.tasks:
         own = [row for row in rows if row.run.task == task]
         if not own:

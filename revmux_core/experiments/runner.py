@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +20,13 @@ from revmux_core.backbones import Backbone, view
 from revmux_core.benchmark import median_ratio, time_in_turn
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import machine
+from revmux_core.cascade import cascade_at_speed
 from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.data import Example, label_ids, read_examples
 from revmux_core.evaluation import draws_at, evaluate, plain_labels
-from revmux_core.experiments.matrix import INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
-from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
-from revmux_core.offline import BATCH_TOKENS, run_all
+from revmux_core.experiments.matrix import CASCADE, INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
+from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer, method_at
+from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.training.adapters import train_adapters
@@ -35,7 +37,7 @@ from revmux_core.training.losses import UNLABELLED, LossWeights
 from revmux_core.training.run import Recipe, train
 from revmux_core.training.student import train_student
 
-_ROUNDS = 5
+_ROUNDS = 3
 # All weights of a pre-trained model train: its usual learning rate, not that of fresh adapters.
 _STUDENT_LEARNING_RATE = 1e-4
 
@@ -52,6 +54,7 @@ class _Prepared:
     text: dict[int, tuple[list[Tokens], list[int]]] = field(default_factory=dict)
     states: dict[tuple[object, ...], FrozenStates] = field(default_factory=dict)
     students: dict[str, tuple[Backbone, float]] = field(default_factory=dict)
+    speedups: dict[tuple[object, ...], float] = field(default_factory=dict)
 
 
 class Runner:
@@ -87,74 +90,81 @@ class Runner:
 
     def _measure(self, run: Run) -> dict[str, Any]:
         task = self._task(run.task)
+        num_layers = task.bundle.classifier.backbone.num_layers
         backbone, seconds = task.bundle.classifier.backbone, 0.0
         if run.layers is not None:
             backbone, seconds = self._student(run, task)
-        classifier = MuxClassifier(backbone, {})
-        point = classifier.plain
+        points = _points(run, backbone.num_layers)
         parameters = 0
-        if run.method == INT8:
-            classifier = _in_int8(classifier)
-        elif run.method not in (PLAIN, STUDENT):
-            point = _point(run, backbone.num_layers)
-            torch.manual_seed(run.seed)
-            multiplexer = make_multiplexer(run.method, run.width, backbone.hidden_size)
-            adapters = make_adapters(backbone, point, multiplexer, run.delta_rank)
-            states = self._states(run, task, backbone)
-            _, labels = self._text(run, task)
-            folder = self._out / "work" / run.key
-            trained = [p for p in adapters.parameters() if p.requires_grad]
-            parameters = sum(p.numel() for p in trained)
-            seconds += train_adapters(
-                backbone,
-                {point: adapters},
-                states,
-                labels,
-                _losses(run),
-                _schedule(run),
-                folder,
-                run.seed,
-                self._device,
-                self._precision,
-            )
-            if adapters.deltas is not None:
-                adapters.deltas.merge()
-            classifier = MuxClassifier(backbone, {point: adapters})
-            shutil.rmtree(folder)
+        if points:
+            classifier, parameters, own_seconds = self._trained(run, task, backbone, points)
+            seconds += own_seconds
+        elif run.method == INT8:
+            classifier = _in_int8(MuxClassifier(backbone, {}))
+        else:
+            classifier = MuxClassifier(backbone, {})
         classifier.to(self._device)
-        pad_id = task.bundle.tokenizer.pad_id
-        draws = draws_at(point, self._experiment.draws)
-        evaluation = evaluate(
-            classifier, point, task.eval_samples, task.eval_labels, pad_id, draws, run.seed, reference=task.reference
-        )
-        plain = task.bundle.classifier
-        timed = {
-            PLAIN: partial(run_all, plain, task.eval_samples, plain.plain, pad_id, BATCH_TOKENS),
-            "own": partial(run_all, classifier, task.eval_samples, point, pad_id, BATCH_TOKENS),
-        }
-        times = time_in_turn(timed, _ROUNDS)
-        truth = torch.tensor(task.eval_labels)
-        return {
-            "run": run.model_dump(mode="json"),
-            "point": point.name,
-            "plain_accuracy": float((task.reference == truth).double().mean()),
-            "accuracy": evaluation.accuracy,
-            "accuracy_worst": evaluation.accuracy_worst,
-            "agreement": evaluation.agreement,
-            "agreement_worst": evaluation.agreement_worst,
-            "agreement_without_composite": evaluation.agreement_without_composite,
-            "partner_sensitivity": evaluation.partner_sensitivity,
-            "samples": evaluation.samples,
-            "draws": evaluation.draws,
-            "speedup": median_ratio(times[PLAIN], times["own"]),
-            # Of the whole model's layers, also for a point of a pruned one.
-            "ideal_speedup": point.ideal_speedup(plain.backbone.num_layers),
+        if run.method == CASCADE:
+            figures = _measure_cascade(run, task, classifier, points)
+        else:
+            point = points[0] if points else classifier.plain
+            pad_id = task.bundle.tokenizer.pad_id
+            draws = draws_at(point, self._experiment.draws)
+            evaluation = evaluate(
+                classifier,
+                point,
+                task.eval_samples,
+                task.eval_labels,
+                pad_id,
+                draws,
+                run.seed,
+                reference=task.reference,
+            )
+            figures = evaluation.to_json() | {
+                "speedup": _speedup(run, task, classifier, point),
+                # Of the whole model's layers, also for a point of a pruned one.
+                "ideal_speedup": point.ideal_speedup(num_layers),
+            }
+        return figures | {
+            "run": run.model_dump(mode="json", exclude_none=True),
+            "plain_accuracy": float((task.reference == torch.tensor(task.eval_labels)).double().mean()),
             "trained_parameters": parameters,
             "training_seconds": seconds,
             "precision": self._precision,
             "machine": machine(),
             "finished": int(time.time()),
         }
+
+    def _trained(
+        self, run: Run, task: _Prepared, backbone: Backbone, points: Sequence[OperatingPoint]
+    ) -> tuple[MuxClassifier, int, float]:
+        """The classifier with the adapters of `points`, trained together; how many parameters, how many seconds."""
+        torch.manual_seed(run.seed)
+        adapters = {}
+        for point in points:
+            multiplexer = make_multiplexer(method_at(point.width, run.method), point.width, backbone.hidden_size)
+            adapters[point] = make_adapters(backbone, point, multiplexer, run.delta_rank)
+        parameters = sum(p.numel() for own in adapters.values() for p in own.parameters() if p.requires_grad)
+        states = self._states(run, task, backbone)
+        _, labels = self._text(run, task)
+        folder = self._out / "work" / run.key
+        seconds = train_adapters(
+            backbone,
+            adapters,
+            states,
+            labels,
+            _losses(run),
+            _schedule(run),
+            folder,
+            run.seed,
+            self._device,
+            self._precision,
+        )
+        for own in adapters.values():
+            if own.deltas is not None:
+                own.deltas.merge()
+        shutil.rmtree(folder)
+        return MuxClassifier(backbone, adapters), parameters, seconds
 
     def _task(self, name: str) -> _Prepared:
         if name not in self._tasks:
@@ -173,9 +183,12 @@ class Runner:
         columns = (task.text_column, task.pair_column, task.label_column)
         examples = read_examples(self._data / task.train, *columns)
         if task.eval is not None:
-            return examples, read_examples(self._data / task.eval, *columns)
-        held_out = examples[:: task.holdout]
-        return [example for i, example in enumerate(examples) if i % task.holdout], held_out
+            held_out = read_examples(self._data / task.eval, *columns)
+        else:
+            held_out = examples[:: task.holdout]
+            examples = [example for i, example in enumerate(examples) if i % task.holdout]
+        stride = 1 if task.train_samples is None else max(1, len(examples) // task.train_samples)
+        return examples[::stride][: task.train_samples], held_out
 
     def _tuned(self, name: str, task: Task, examples: Sequence[Example]) -> Path:
         """A bundle with nothing but the plain model, tuned on the task."""
@@ -209,9 +222,8 @@ class Runner:
                 other
                 for other in self._experiment.expand()
                 if (other.task, other.join_rounds, other.layers) == (run.task, run.join_rounds, run.layers)
-                and other.method not in (PLAIN, STUDENT, INT8)
             ]
-            depths = sorted({_point(other, backbone.num_layers).prefill for other in alike})
+            depths = sorted({point.prefill for other in alike for point in _points(other, backbone.num_layers)})
             states = self._compute(backbone, samples, depths, task)
             if run.layers is not None:
                 teacher = self._teacher_states(run, task)
@@ -273,13 +285,86 @@ class Runner:
         return task.students[settings.key]
 
 
-def _point(run: Run, num_layers: int) -> OperatingPoint:
+def _speedup(run: Run, task: _Prepared, classifier: MuxClassifier, point: OperatingPoint) -> float:
+    """The engine's speed-up over the plain path. What a run learnt does not change it, so seeds and losses share one
+    measurement."""
+    key = (run.method, point, run.layers, bool(run.delta_rank))
+    if key not in task.speedups:
+        own = partial(run_all, classifier, task.eval_samples, point, task.bundle.tokenizer.pad_id, BATCH_TOKENS)
+        times = time_in_turn({PLAIN: partial(_run_plain, task), "own": own}, _ROUNDS)
+        task.speedups[key] = median_ratio(times[PLAIN], times["own"])
+    return task.speedups[key]
+
+
+def _measure_cascade(
+    run: Run, task: _Prepared, classifier: MuxClassifier, points: Sequence[OperatingPoint]
+) -> dict[str, Any]:
+    """Figures of a cascade whose threshold for either half of the held-out text the other half set."""
+    assert run.speedup is not None
+    pad_id = task.bundle.tokenizer.pad_id
+    num_layers = classifier.backbone.num_layers
+    samples = task.eval_samples
+    confidences = np.stack(
+        [
+            run_all(classifier, samples, point, pad_id, BATCH_TOKENS)[0].softmax(dim=-1).amax(dim=-1).numpy()
+            for point in points
+        ],
+        axis=1,
+    )
+    halves = [range(0, len(samples), 2), range(1, len(samples), 2)]
+    cascades = [
+        cascade_at_speed(tuple(points), num_layers, confidences[other], run.speedup) for other in reversed(halves)
+    ]
+
+    def answer() -> tuple[Tensor, list[int]]:
+        labels = torch.empty(len(samples), dtype=torch.long)
+        left_at = [0] * len(samples)
+        for half, cascade in zip(halves, cascades, strict=True):
+            logits, steps = run_cascade(classifier, [samples[i] for i in half], cascade, pad_id, BATCH_TOKENS)
+            labels[list(half)] = logits.argmax(dim=-1)
+            for index, step in zip(half, steps, strict=True):
+                left_at[index] = step
+        return labels, left_at
+
+    labels, left_at = answer()
+    times = time_in_turn({PLAIN: partial(_run_plain, task), "own": answer}, _ROUNDS)
+    agreement = float((labels == task.reference).double().mean())
+    accuracy = float((labels == torch.tensor(task.eval_labels)).double().mean())
+    return {
+        "point": " ".join(point.name for point in points),
+        "accuracy": accuracy,
+        "accuracy_worst": accuracy,
+        "agreement": agreement,
+        "agreement_worst": agreement,
+        "agreement_without_composite": None,
+        "partner_sensitivity": 0.0,
+        "samples": len(samples),
+        "draws": 1,
+        "escalated": float(np.mean(np.array(left_at) == len(points))),
+        "thresholds": [cascade.threshold for cascade in cascades],
+        "speedup": median_ratio(times[PLAIN], times["own"]),
+        "ideal_speedup": cascades[0].ideal_speedup(left_at),
+    }
+
+
+def _run_plain(task: _Prepared) -> None:
+    plain = task.bundle.classifier
+    run_all(plain, task.eval_samples, plain.plain, task.bundle.tokenizer.pad_id, BATCH_TOKENS)
+
+
+def _points(run: Run, num_layers: int) -> list[OperatingPoint]:
+    """What the run trains adapters for, in the order of a cascade's steps."""
+    if run.method in (PLAIN, STUDENT, INT8):
+        return []
+    if run.method == CASCADE:
+        assert run.exits is not None
+        return [OperatingPoint(1, depth, ()) for depth in run.exits]
     prefill = num_layers // 2 if run.prefill is None else run.prefill
     if run.method == EARLY_EXIT:
-        return OperatingPoint(1, prefill, ())
+        return [OperatingPoint(1, prefill, ())]
     if run.upper is None:
-        return OperatingPoint.mux(run.width, prefill, num_layers)
-    return OperatingPoint(run.width, prefill, run.upper)
+        return [OperatingPoint.mux(run.width, prefill, num_layers)]
+    return [OperatingPoint(run.width, prefill, run.upper)]
 
 
 def _losses(run: Run) -> LossWeights:
