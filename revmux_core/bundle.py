@@ -9,9 +9,6 @@ README.md                    the model card, written from the manifest
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +17,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -30,76 +26,24 @@ from revmux_core.backbones import Backbone, view
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
-from revmux_core.multiplexing import DEFAULT_METHOD, METHODS, make_multiplexer, method_of
+from revmux_core.manifest import (
+    TOKENIZER_FILES,
+    BaseEntry,
+    BundleError,
+    Manifest,
+    PointEntry,
+    check_files,
+    read_manifest,
+    resolve_bundle,
+    write_manifest,
+)
+from revmux_core.multiplexing import make_multiplexer, method_of
 from revmux_core.offline import BATCH_TOKENS, Prediction, run_all
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from revmux_core.tokenization import Tokenizer
 
-FORMAT_VERSION = 1
-MANIFEST = "bundle.json"
-BUILT_IN = Path(__file__).parent / "bundles"
 # Names of the upper layers' updates in an adapter file begin with this.
 _DELTAS = "deltas."
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-class BundleError(RevmuxError):
-    """A bundle that cannot be served; the message is one sentence that says why."""
-
-
-class BaseEntry(BaseModel):
-    """The frozen base model: its name, and the SHA-256 of its `model.safetensors`."""
-
-    model_id: str
-    sha256: str
-
-
-class PointEntry(BaseModel):
-    """One operating point beside the plain one, and the file that holds its adapters."""
-
-    width: int
-    prefill: int
-    upper: tuple[int, ...]
-    method: str = DEFAULT_METHOD
-    delta_rank: int = Field(0, ge=0)
-    file: str
-
-    @property
-    def point(self) -> OperatingPoint:
-        return OperatingPoint(self.width, self.prefill, self.upper)
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"{method} is none of {', '.join(METHODS)}")
-        return method
-
-
-class Manifest(BaseModel):
-    """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256."""
-
-    format_version: int = FORMAT_VERSION
-    name: str
-    base: BaseEntry
-    labels: list[str]
-    max_tokens: int
-    num_layers: int
-    tuned: bool
-    adapters: list[PointEntry]
-    training: dict[str, Any]
-    measured: dict[str, Any] = {}
-    files: dict[str, str] = {}
-
-    @property
-    def points(self) -> list[OperatingPoint]:
-        """All points but the plain one."""
-        return [entry.point for entry in self.adapters]
-
-    @property
-    def measured_agreement(self) -> dict[str, float]:
-        """By point name, what `record_measurements` stored; empty for a bundle that was not measured."""
-        return {row["point"]: row["agreement"] for row in self.measured.get("points", [])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +106,7 @@ def load_bundle(
     """
     folder = resolve_bundle(name_or_path)
     manifest = read_manifest(folder)
-    _check_files(folder, manifest)
+    check_files(folder, manifest)
     try:
         found = find_base(manifest.base.model_id, base)
     except BaseModelError as error:
@@ -183,35 +127,6 @@ def load_bundle(
         raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error
     classifier = MuxClassifier(backbone, adapters).to(device=device, dtype=dtype)
     return Bundle(manifest, classifier, tokenizer)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle folder. Raises `BundleError` when it is missing, damaged or too new."""
-    path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is truncated or not JSON: {error}") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise BundleError(
-            f"{folder} has bundle format {version}, newer than {FORMAT_VERSION}, the newest known here: "
-            "upgrade revmux-server"
-        )
-    digest = content.pop("digest", None) if isinstance(content, dict) else None
-    # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
-    altered = digest != _digest(content)
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path} is not a valid manifest: {where}: {first['msg']}") from error
-    if altered:
-        raise BundleError(f"{path} was altered after it was saved: its digest does not match")
-    return manifest
 
 
 def save_bundle(
@@ -235,9 +150,9 @@ def save_bundle(
     (folder / "adapters").mkdir(parents=True, exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     config.save_pretrained(folder / "backbone")
-    for file in _TOKENIZER_FILES:
+    for file in TOKENIZER_FILES:
         (folder / "backbone" / file).write_bytes((source / file).read_bytes())
-    files = ["backbone/config.json", *(f"backbone/{file}" for file in _TOKENIZER_FILES)]
+    files = ["backbone/config.json", *(f"backbone/{file}" for file in TOKENIZER_FILES)]
     if task is not None:
         save_task(task, folder / "task", base.model_id)
         files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
@@ -275,7 +190,7 @@ def save_bundle(
         training=training,
         files={file: sha256(folder / file) for file in files},
     )
-    _write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -286,13 +201,6 @@ def save_task(task: PeftModel, folder: Path, model_id: str) -> None:
     half = {name: value.half() if value.is_floating_point() else value for name, value in task.state_dict().items()}
     task.save_pretrained(str(folder), state_dict=half, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
-
-
-def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:
-    """Stores what was measured on the saved bundle in its manifest and returns that."""
-    manifest = read_manifest(folder).model_copy(update={"measured": measured})
-    _write_manifest(folder, manifest)
-    return manifest
 
 
 def load_model(weights: Path, config: Path, labels: list[str]) -> PreTrainedModel:
@@ -327,33 +235,6 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def resolve_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a bundle, by path or built-in name. Raises `BundleError` when there is none."""
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder
-    built_in = BUILT_IN / str(name_or_path)
-    if folder.name == str(name_or_path) and built_in.is_dir():
-        return built_in
-    known = ", ".join(sorted(path.parent.name for path in BUILT_IN.glob(f"*/{MANIFEST}")))
-    raise BundleError(f"there is no bundle {name_or_path}: name a folder or a built-in bundle ({known or 'none'})")
-
-
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    named = {entry.file for entry in manifest.adapters} | {f"backbone/{file}" for file in _TOKENIZER_FILES}
-    named |= {"backbone/config.json"}
-    if manifest.tuned:
-        named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
-    for file in sorted(named | manifest.files.keys()):
-        path = folder / file
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
-        if not path.is_file():
-            raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
-        if sha256(path) != manifest.files.get(file):
-            raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
-
-
 def _read_adapters(path: Path, entry: PointEntry, backbone: Backbone) -> Adapters:
     tensors = load_file(path)
     updates = {name.removeprefix(_DELTAS): tensors.pop(name) for name in list(tensors) if name.startswith(_DELTAS)}
@@ -364,16 +245,3 @@ def _read_adapters(path: Path, entry: PointEntry, backbone: Backbone) -> Adapter
         adapters.deltas.load_updates(updates)
         adapters.deltas.merge()
     return adapters
-
-
-def _digest(content: object) -> str:
-    """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = manifest.model_dump(mode="json")
-    content["digest"] = _digest(content)
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)

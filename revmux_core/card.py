@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from revmux_core.benchmark import measure_speed
-from revmux_core.bundle import Bundle, Manifest, record_measurements
+from revmux_core.bundle import Bundle
 from revmux_core.evaluation import draws_at, evaluate, plain_labels
+from revmux_core.manifest import Manifest, record_measurements
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint

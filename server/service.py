@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from starlette.types import Receive
 
-from revmux_core.bundle import Bundle, Manifest
+from revmux_core.bundle import Bundle
 from revmux_core.errors import RevmuxError
+from revmux_core.manifest import Manifest
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import Text
 from server import __version__

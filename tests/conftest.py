@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from revmux_core.bundle import Bundle, load_bundle, record_measurements
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import Adapters
+from revmux_core.manifest import record_measurements
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
 from tests.tiny import HIDDEN, LABELS, LAYERS, save_tiny_bundle, save_tokenizer, tiny_config

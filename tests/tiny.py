@@ -11,8 +11,9 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from revmux_core.base_model import sha256
-from revmux_core.bundle import BaseEntry, save_bundle
+from revmux_core.bundle import save_bundle
 from revmux_core.classifier import Adapters
+from revmux_core.manifest import BaseEntry
 from revmux_core.points import OperatingPoint
 
 LABELS = ["negative", "neutral", "positive"]

@@ -123,7 +123,7 @@ def card(
 
 def info(bundle: BundleOption = "sst2-minilm", as_json: JsonOption = False) -> None:
     """What a bundle holds: labels, operating points, training and measurements."""
-    from revmux_core.bundle import read_manifest, resolve_bundle
+    from revmux_core.manifest import read_manifest, resolve_bundle
 
     manifest = read_manifest(resolve_bundle(bundle))
     report = manifest.model_dump(mode="json", exclude={"files"})

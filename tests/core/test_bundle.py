@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from revmux_core.base_model import BaseModelError, find_base, sha256
-from revmux_core.bundle import BundleError, load_bundle
+from revmux_core.bundle import load_bundle
+from revmux_core.manifest import BundleError
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
 

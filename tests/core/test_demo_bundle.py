@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from revmux_core.bundle import BUILT_IN, Bundle, load_bundle, read_manifest
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import model_card
 from revmux_core.data import label_ids, read_examples
 from revmux_core.evaluation import evaluate
+from revmux_core.manifest import BUILT_IN, read_manifest
 
 # SST-2's development set may not be redistributed, so it is not part of the project.
 SST2_DEV = Path(os.environ.get("SST2_DEV", Path(__file__).parents[3] / "shared/data/sst2/dev.tsv"))

@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 from conftest import Gate, running_server, wait_until
 
-from revmux_core.bundle import Bundle, BundleError
+from revmux_core.bundle import Bundle
+from revmux_core.manifest import BundleError
 from server.app import create_app
 from server.run import DrainingServer, serve
 from server.service import Service

@@ -1,0 +1,158 @@
+"""A bundle's manifest: what is in its folder, what it measured, and the hashes that keep it honest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from revmux_core.base_model import sha256
+from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
+from revmux_core.points import OperatingPoint
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+BUILT_IN = Path(__file__).parent / "bundles"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+class BundleError(RevmuxError):
+    """A bundle that cannot be served; the message is one sentence that says why."""
+
+
+class BaseEntry(BaseModel):
+    """The frozen base model: its name, and the SHA-256 of its `model.safetensors`."""
+
+    model_id: str
+    sha256: str
+
+
+class PointEntry(BaseModel):
+    """One operating point beside the plain one, and the file that holds its adapters."""
+
+    width: int
+    prefill: int
+    upper: tuple[int, ...]
+    method: str = DEFAULT_METHOD
+    delta_rank: int = Field(0, ge=0)
+    file: str
+
+    @property
+    def point(self) -> OperatingPoint:
+        return OperatingPoint(self.width, self.prefill, self.upper)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"{method} is none of {', '.join(METHODS)}")
+        return method
+
+
+class Manifest(BaseModel):
+    """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    base: BaseEntry
+    labels: list[str]
+    max_tokens: int
+    num_layers: int
+    tuned: bool
+    adapters: list[PointEntry]
+    training: dict[str, Any]
+    measured: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+    @property
+    def points(self) -> list[OperatingPoint]:
+        """All points but the plain one."""
+        return [entry.point for entry in self.adapters]
+
+    @property
+    def measured_agreement(self) -> dict[str, float]:
+        """By point name, what `record_measurements` stored; empty for a bundle that was not measured."""
+        return {row["point"]: row["agreement"] for row in self.measured.get("points", [])}
+
+
+def resolve_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle, by path or built-in name. Raises `BundleError` when there is none."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    built_in = BUILT_IN / str(name_or_path)
+    if folder.name == str(name_or_path) and built_in.is_dir():
+        return built_in
+    known = ", ".join(sorted(path.parent.name for path in BUILT_IN.glob(f"*/{MANIFEST}")))
+    raise BundleError(f"there is no bundle {name_or_path}: name a folder or a built-in bundle ({known or 'none'})")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle folder. Raises `BundleError` when it is missing, damaged or too new."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is truncated or not JSON: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}, newer than {FORMAT_VERSION}, the newest known here: "
+            "upgrade revmux-server"
+        )
+    digest = content.pop("digest", None) if isinstance(content, dict) else None
+    # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
+    altered = digest != _digest(content)
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path} is not a valid manifest: {where}: {first['msg']}") from error
+    if altered:
+        raise BundleError(f"{path} was altered after it was saved: its digest does not match")
+    return manifest
+
+
+def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:
+    """Stores what was measured on the saved bundle in its manifest and returns that."""
+    manifest = read_manifest(folder).model_copy(update={"measured": measured})
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises `BundleError` for a file that is missing, altered, or outside the bundle's folder."""
+    named = {entry.file for entry in manifest.adapters} | {f"backbone/{file}" for file in TOKENIZER_FILES}
+    named |= {"backbone/config.json"}
+    if manifest.tuned:
+        named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
+    for file in sorted(named | manifest.files.keys()):
+        path = folder / file
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
+        if not path.is_file():
+            raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
+        if sha256(path) != manifest.files.get(file):
+            raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
+
+
+def _digest(content: object) -> str:
+    """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `bundle.json` with its digest; a kill while it does leaves the one before."""
+    content = manifest.model_dump(mode="json")
+    content["digest"] = _digest(content)
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
