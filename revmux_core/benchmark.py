@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from revmux_core.bundle import Bundle
-from revmux_core.offline import run_all
+from revmux_core.cascade import Cascade
+from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 
@@ -95,3 +96,14 @@ def measure_speed(
         )
         for point in timed
     ]
+
+
+def cascade_speedup(bundle: Bundle, samples: Sequence[Tokens], cascade: Cascade, rounds: int = 5) -> float:
+    """The cascade's speed-up over the plain path on these samples, engine alone, measured in turn."""
+    classifier, pad_id = bundle.classifier, bundle.tokenizer.pad_id
+    timed = {
+        "plain": partial(run_all, classifier, samples, classifier.plain, pad_id, BATCH_TOKENS),
+        "cascade": partial(run_cascade, classifier, samples, cascade, pad_id, BATCH_TOKENS),
+    }
+    seconds = time_in_turn(timed, rounds)
+    return median_ratio(seconds["plain"], seconds["cascade"])

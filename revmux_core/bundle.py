@@ -4,6 +4,7 @@ bundle.json                  the manifest: names, labels, points, how it was tra
 backbone/                    configuration and tokenizer of the base model
 task/                        LoRA weights and head, where the task was tuned here (PEFT's own format)
 adapters/POINT.safetensors   the adapters of one operating point
+calibration/POINT.safetensors  how sure a point is of an answer, where that was learnt
 README.md                    the model card, written from the manifest
 """
 
@@ -24,7 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from revmux_core.backbones import Backbone, view
 from revmux_core.base_model import BaseModelError, find_base, sha256
+from revmux_core.cascade import Cascade, Quality
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
+from revmux_core.confidence import LearntConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import (
     TOKENIZER_FILES,
@@ -38,7 +41,7 @@ from revmux_core.manifest import (
     write_manifest,
 )
 from revmux_core.multiplexing import make_multiplexer, method_of
-from revmux_core.offline import BATCH_TOKENS, Prediction, run_all
+from revmux_core.offline import BATCH_TOKENS, Prediction, run_all, run_cascade
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from revmux_core.tokenization import Tokenizer
 
@@ -76,19 +79,63 @@ class Bundle:
         names = ", ".join(point.name for point in by_cost)
         raise RevmuxError(f"bundle {self.manifest.name} has the widths {widths} and the points {names}, not {choice}")
 
-    def classify(self, texts: Sequence[str | tuple[str, str]], point: int | str | None = None) -> list[Prediction]:
-        """Answers texts, or pairs of texts, in order, at a width or point (see `point`).
+    def cascade(self, width: int | None = None) -> Cascade:
+        """The certified cascade of a mux width; without one, that with the highest ideal speed-up.
 
-        The same list gives the same answers again on the same machine. Raises `RevmuxError` for an unknown point.
+        Raises `RevmuxError` where the bundle has none.
         """
+        cascades = self.cascades()
+        chosen = [pair for pair in cascades if width in (None, pair[0].width)]
+        if not chosen:
+            calibrated = ", ".join(str(cascade.width) for cascade, _ in cascades) or "no width"
+            raise RevmuxError(
+                f"bundle {self.manifest.name} is calibrated at {calibrated}: run `revmux calibrate`, or ask for the "
+                "quality exact or fast"
+            )
+        return max(chosen, key=lambda pair: pair[1])[0]
+
+    def cascades(self) -> list[tuple[Cascade, float]]:
+        """All certified cascades, each with the ideal speed-up that it had when it was certified."""
+        calibration = self.manifest.calibration
+        layers = self.classifier.backbone.num_layers
+        return [
+            (Cascade(tuple(map(OperatingPoint.parse, entry.points)), entry.threshold, layers), entry.ideal_speedup)
+            for entry in ([] if calibration is None else calibration.cascades)
+        ]
+
+    def classify(
+        self, texts: Sequence[str | tuple[str, str]], point: int | str | None = None, quality: Quality | None = None
+    ) -> list[Prediction]:
+        """Answers texts, or pairs of texts, in order.
+
+        `quality` is `exact` (plain), `guaranteed` (a certified cascade, of the mux width that `point` may name) or
+        `fast` (at `point`, see there, and never escalated). Left out it is `fast` where `point` is given, else
+        `guaranteed` where the bundle is calibrated, else `fast`.
+
+        The same list gives the same answers again on the same machine. Raises `RevmuxError` for an unknown point, and
+        for a guarantee that the bundle does not have.
+        """
+        if quality is None:
+            quality = "guaranteed" if point is None and self.manifest.calibration is not None else "fast"
+        if quality == "exact":
+            point = 1
+        if quality == "guaranteed" and isinstance(point, str):
+            raise RevmuxError("quality guaranteed takes a width, not a point by its name")
         if not texts:
             return []
-        chosen = self.point(point)
         samples = self.tokenizer([(text, None) if isinstance(text, str) else text for text in texts])
-        logits, widths = run_all(self.classifier, samples, chosen, self.tokenizer.pad_id, BATCH_TOKENS)
+        pad_id = self.tokenizer.pad_id
+        if quality == "guaranteed" and not isinstance(point, str):
+            cascade = self.cascade(point)
+            logits, left_at = run_cascade(self.classifier, samples, cascade, pad_id, BATCH_TOKENS)
+            widths = [*(step.width for step in cascade.points), 1]
+            used = [(widths[step], step == len(cascade.points)) for step in left_at]
+        else:
+            logits, ran = run_all(self.classifier, samples, self.point(point), pad_id, BATCH_TOKENS)
+            used = [(width, False) for width in ran]
         return [
-            Prediction(self.manifest.labels[int(probs.argmax())], probs.tolist(), used)
-            for probs, used in zip(logits.softmax(dim=-1), widths, strict=True)
+            Prediction(self.manifest.labels[int(probs.argmax())], probs.tolist(), width, escalated)
+            for probs, (width, escalated) in zip(logits.softmax(dim=-1), used, strict=True)
         ]
 
 
@@ -122,6 +169,11 @@ def load_bundle(
             model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
         backbone = view(model)
         adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
+        if manifest.calibration is not None:
+            for name, file in manifest.calibration.files.items():
+                score = LearntConfidence(backbone.hidden_size)
+                score.load_state_dict(load_file(folder / file))
+                adapters[OperatingPoint.parse(name)].confidence = score
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error

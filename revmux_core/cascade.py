@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from revmux_core.errors import RevmuxError
 from revmux_core.points import OperatingPoint
 
+Quality = Literal["exact", "guaranteed", "fast"]
+"""What is asked of an answer: the plain model's own; one that a certified cascade stands for; or the first there is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
     """`points` in turn; a sample leaves at the first whose confidence in it is at least `threshold`.
 
-    Confidence is the top probability. Each point starts where the prefill of the one before it ended; what leaves at
+    Each point starts where the prefill of the one before it ended; what leaves at
     none of them runs plain from there. Raises `RevmuxError` without points, for prefills that do not ascend, or for one
     that reaches the top.
     """
@@ -34,8 +38,17 @@ class Cascade:
             names = ", ".join(point.name for point in self.points)
             raise RevmuxError(f"a cascade needs points whose prefills ascend and end below the top, not ({names})")
 
+    @property
+    def width(self) -> int:
+        """The widest composite that any step makes."""
+        return max(point.width for point in self.points)
+
+    def at(self, step: int) -> OperatingPoint:
+        """The point of step `step`; step `len(points)` is the plain path."""
+        return self.points[step] if step < len(self.points) else OperatingPoint.plain(self.num_layers)
+
     def start(self, step: int) -> int:
-        """The depth from which step `step` goes on; step `len(points)` is the plain path."""
+        """The depth from which step `step` goes on."""
         return self.points[step - 1].prefill if step else 0
 
     def leaves_at(self, confidences: np.ndarray) -> np.ndarray:

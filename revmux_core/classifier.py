@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
 from revmux_core.batch import MuxBatch, Prefilled
+from revmux_core.confidence import LearntConfidence, top_probability
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.plan import Group
@@ -21,13 +22,15 @@ from revmux_core.points import OperatingPoint
 class Adapters(nn.Module):
     """All that belongs to one operating point, other than the plain one, beside the frozen backbone.
 
-    `deltas` holds the point's own versions of its upper layers; None runs the frozen ones.
+    `deltas` holds the point's own versions of its upper layers; None runs the frozen ones. `confidence` says how sure
+    the point is of an answer; None takes the top probability.
     """
 
     def __init__(self, multiplexer: Multiplexer, deltas: DeltaLayers | None = None) -> None:
         super().__init__()
         self.multiplexer = multiplexer
         self.deltas = deltas
+        self.confidence: LearntConfidence | None = None
 
     def layers(self, backbone: Backbone, point: OperatingPoint, lo: int, hi: int) -> Sequence[nn.Module]:
         """What runs on composites as layers `lo` to `hi - 1`, all of them upper layers of `point`."""
@@ -99,13 +102,16 @@ class _Track:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a batch came to: `logits` `[S, C]` in the order of the samples that the plan was made for.
+    """What a batch came to, in the order of the samples that the plan was made for.
 
-    `states` holds, for every group of the plan that is not plain, its members' states `[S_group, T, d]` where its
-    prefill ended, so that any of them can go on from there (`prefilled`).
+    `logits` `[S, C]`; `pooled` `[S, d]`, the states that the head read; `confidences` `[S]`, how sure each one's point
+    is of its answer. `states` holds, for every group of the plan that is not plain, its members' states
+    `[S_group, T, d]` where its prefill ended, so that any of them can go on from there (`prefilled`).
     """
 
     logits: Tensor
+    pooled: Tensor
+    confidences: Tensor
     states: dict[Group, Tensor]
     lengths: dict[int, int]
     padding_side: str
@@ -140,24 +146,31 @@ class MuxClassifier(nn.Module):
     def adapters_of(self, point: OperatingPoint) -> Adapters:
         return cast(Adapters, self.adapters[_key(point)])
 
-    def forward(self, batch: MuxBatch) -> Tensor:
-        """Logits `[S, C]` in the order of the samples that the plan was made for."""
-        return self.answer(batch).logits
-
     @torch.inference_mode()
-    def answer(self, batch: MuxBatch) -> Outcome:
-        """Logits, and the states from which any sample can go on."""
+    def forward(self, batch: MuxBatch) -> Outcome:
         tracks = self._tracks(batch)
         self._run(tracks)
-        logits = self.backbone.head(_cat([self._pool(track) for track in tracks]))
-        answers = torch.empty_like(logits)
-        answers[torch.tensor(batch.plan.order, device=logits.device)] = logits
+        pooled = [self._pool(track) for track in tracks]
+        # One call for all: the head's matrix product is the same whatever the point.
+        logits = self.backbone.head(_cat(pooled))
+        confidences = [
+            self._confidence(track.point, *rows)
+            for track, *rows in zip(tracks, pooled, logits.split([len(rows) for rows in pooled]), strict=True)
+        ]
+        order = batch.plan.order
+        place = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=logits.device)
         return Outcome(
-            answers,
+            logits[place],
+            _cat(pooled)[place],
+            _cat(confidences)[place],
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
-            dict(zip(batch.plan.order, batch.lengths, strict=True)),
+            dict(zip(order, batch.lengths, strict=True)),
             self.backbone.padding_side,
         )
+
+    def _confidence(self, point: OperatingPoint, pooled: Tensor, logits: Tensor) -> Tensor:
+        learnt = None if point == self.plain else self.adapters_of(point).confidence
+        return top_probability(logits) if learnt is None else learnt(pooled, logits)
 
     def _tracks(self, batch: MuxBatch) -> list[_Track]:
         """The plan's groups, each with the states that it starts from."""

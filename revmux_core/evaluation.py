@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revmux_core.cascade import Cascade
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
-from revmux_core.offline import BATCH_TOKENS, run_all, run_plan
+from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade, run_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.training.batches import length_grouped_batches
@@ -100,6 +101,64 @@ def evaluate(
         agreement_worst=float(agreement.min()),
         agreement_without_composite=without_composite,
         partner_sensitivity=float((answers != answers[0]).any(dim=0).double().mean()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeEvaluation:
+    """Shares of samples as in `Evaluation`; `escalation_rate` is that of samples which ended on the plain path."""
+
+    width: int
+    points: tuple[str, ...]
+    threshold: float
+    samples: int
+    draws: int
+    plain_accuracy: float | None
+    accuracy: float | None
+    agreement: float
+    agreement_worst: float
+    escalation_rate: float
+    ideal_speedup: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_cascade(
+    classifier: MuxClassifier,
+    cascade: Cascade,
+    samples: Sequence[Tokens],
+    labels: Sequence[int] | None,
+    pad_id: int,
+    draws: int = 10,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> CascadeEvaluation:
+    """Answers every sample `draws` times with `cascade`, each time with other partners of similar length."""
+    reference = plain_labels(classifier, samples, pad_id)
+    draws = draws if cascade.width > 1 else 1
+    answers = torch.empty(draws, len(samples), dtype=torch.long)
+    left_at = np.empty((draws, len(samples)), dtype=np.int64)
+    for draw in range(draws):
+        for batch in length_grouped_batches([len(sample) for sample in samples], _BATCH, seed, draw):
+            logits, steps = run_cascade(classifier, [samples[i] for i in batch], cascade, pad_id, BATCH_TOKENS)
+            answers[draw, batch] = logits.argmax(dim=-1)
+            left_at[draw, batch] = steps
+        progress()
+    agreement = (answers == reference).double().mean(dim=1)
+    truth = None if labels is None else torch.tensor(labels)
+    return CascadeEvaluation(
+        width=cascade.width,
+        points=tuple(point.name for point in cascade.points),
+        threshold=cascade.threshold,
+        samples=len(samples),
+        draws=draws,
+        plain_accuracy=None if truth is None else float((reference == truth).double().mean()),
+        accuracy=None if truth is None else float((answers == truth).double().mean()),
+        agreement=float(agreement.mean()),
+        agreement_worst=float(agreement.min()),
+        escalation_rate=float((left_at == len(cascade.points)).mean()),
+        ideal_speedup=cascade.ideal_speedup(left_at.reshape(-1)),
     )
 
 

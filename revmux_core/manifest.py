@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
+from safetensors.torch import save_file
+from torch import Tensor
 
 from revmux_core.base_model import sha256
+from revmux_core.confidence import LEARNT, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
@@ -54,6 +58,38 @@ class PointEntry(BaseModel):
         return method
 
 
+class CascadeEntry(BaseModel):
+    """A certified cascade: at what `threshold` its `points` pass an answer on, and what that came to on the texts that
+    certified it. `certified_agreement` is the lower confidence bound; `score` says what a point's confidence is."""
+
+    width: int
+    points: tuple[str, ...]
+    score: ScoreKind
+    threshold: float
+    escalation_rate: float
+    agreement: float
+    certified_agreement: float
+    ideal_speedup: float
+
+
+class Calibration(BaseModel):
+    """What is promised: answers of any one of `cascades` differ from the plain model's on at most a share of
+    1 - `target` of texts like the `samples` of `data`, with the statistical `confidence` for all together."""
+
+    target: float
+    confidence: float
+    data: str
+    samples: int
+    seed: int
+    cascades: list[CascadeEntry]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Where the learnt score of a point is, by the point's name."""
+        names = [name for entry in self.cascades if entry.score == LEARNT for name in entry.points]
+        return {name: f"calibration/{name}.safetensors" for name in names}
+
+
 class Manifest(BaseModel):
     """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256."""
 
@@ -67,6 +103,7 @@ class Manifest(BaseModel):
     adapters: list[PointEntry]
     training: dict[str, Any]
     measured: dict[str, Any] = {}
+    calibration: Calibration | None = None
     files: dict[str, str] = {}
 
     @property
@@ -128,10 +165,31 @@ def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def record_calibration(folder: Path, calibration: Calibration, learnt: Mapping[str, dict[str, Tensor]]) -> Manifest:
+    """Stores a calibration, with the weights of its `learnt` scores by the names of their points, in place of any
+    earlier one."""
+    manifest = read_manifest(folder)
+    files = dict(manifest.files)
+    if manifest.calibration is not None:
+        for file in manifest.calibration.files.values():
+            del files[file]
+    (folder / "calibration").mkdir(exist_ok=True)
+    for name, tensors in learnt.items():
+        file = calibration.files[name]
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / file)
+        (folder / file).chmod(0o644)
+        files[file] = sha256(folder / file)
+    manifest = manifest.model_copy(update={"calibration": calibration, "files": files})
+    write_manifest(folder, manifest)
+    return manifest
+
+
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raises `BundleError` for a file that is missing, altered, or outside the bundle's folder."""
     named = {entry.file for entry in manifest.adapters} | {f"backbone/{file}" for file in TOKENIZER_FILES}
     named |= {"backbone/config.json"}
+    if manifest.calibration is not None:
+        named |= set(manifest.calibration.files.values())
     if manifest.tuned:
         named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
     for file in sorted(named | manifest.files.keys()):

@@ -20,11 +20,13 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer: the most probable label, all class probabilities, and the width of the composite it came from."""
+    """One answer: the most probable label, all class probabilities, the width of the composite it came from, and
+    whether it was escalated to the plain path."""
 
     label: str
     probs: list[float]
     mux_width: int
+    escalated: bool
 
 
 def plan_batches(
@@ -56,7 +58,7 @@ def answer_plan(
     """Answers of `samples`, and the states to go on from, on the classifier's device."""
     device = next(classifier.frozen.parameters()).device
     batch = collate(samples, plan, pad_id, classifier.backbone.padding_side)
-    return classifier.answer(batch.to(device))
+    return classifier(batch.to(device))
 
 
 def run_plan(classifier: MuxClassifier, samples: Sequence[Tokens], plan: MuxPlan, pad_id: int) -> Tensor:
@@ -95,7 +97,7 @@ def run_cascade(
         for indices, plan in plan_batches(lengths, point, classifier.plain, max_tokens, cascade.start(number)):
             outcome = answer_plan(classifier, [waiting[i] for i in indices], plan, pad_id)
             rows = outcome.logits.float().cpu()
-            sure = (rows.softmax(dim=-1).amax(dim=-1) >= cascade.threshold).tolist()
+            sure = (outcome.confidences >= cascade.threshold).tolist()
             unsure, unsure_names = [], []
             for group in plan.groups:
                 for position, member in enumerate(group.members):

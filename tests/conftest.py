@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,11 +13,13 @@ import torch
 from transformers import BertForSequenceClassification
 
 from revmux_core.bundle import Bundle, load_bundle
-from revmux_core.classifier import Adapters
-from revmux_core.manifest import record_measurements
+from revmux_core.calibration import calibrate
+from revmux_core.classifier import Adapters, make_adapters
+from revmux_core.manifest import record_calibration, record_measurements
+from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
-from tests.tiny import HIDDEN, LABELS, LAYERS, save_tiny_bundle, save_tokenizer, tiny_config
+from tests.tiny import HIDDEN, LABELS, LAYERS, random_samples, save_tiny_bundle, save_tokenizer, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +55,27 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_bundle_path: Path) -> Bundle:
     return load_bundle(tiny_bundle_path)
+
+
+@pytest.fixture(scope="session")
+def uncalibrated_path(tiny_bundle: Bundle, tiny_base_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with an early exit beside its widths."""
+    torch.manual_seed(2)
+    classifier = tiny_bundle.classifier
+    early = OperatingPoint(1, 2, ())
+    exit_adapters = make_adapters(classifier.backbone, early, make_multiplexer(EARLY_EXIT, 1, HIDDEN), 0)
+    adapters = {point: classifier.adapters_of(point) for point in classifier.points if point != classifier.plain}
+    path = tmp_path_factory.mktemp("uncalibrated")
+    save_tiny_bundle(path, tiny_base_path, adapters | {early: exit_adapters})
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibrated_path(uncalibrated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, calibrated at widths 1 and 2. Untrained adapters are often wrong, so what they promise is little."""
+    path = tmp_path_factory.mktemp("calibrated") / "bundle"
+    shutil.copytree(uncalibrated_path, path)
+    bundle = load_bundle(path)
+    found = calibrate(bundle, random_samples(bundle, 400)[1], 0.8, 0.9, [1, 2], "words")
+    record_calibration(path, found.calibration, {p.name: s.state_dict() for p, s in found.learnt.items()})
+    return path

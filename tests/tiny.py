@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from revmux_core.base_model import sha256
-from revmux_core.bundle import save_bundle
+from revmux_core.bundle import Bundle, save_bundle
 from revmux_core.classifier import Adapters
 from revmux_core.manifest import BaseEntry
+from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 
 LABELS = ["negative", "neutral", "positive"]
@@ -67,3 +69,10 @@ def tiny_config(**settings: Any) -> BertConfig:
         max_position_embeddings=MAX_TOKENS,
         **settings,
     )
+
+
+def random_samples(bundle: Bundle, count: int, seed: int = 0) -> tuple[list[str], list[Tokens]]:
+    """Texts of 2 to 19 of the tokenizer's words, and their tokens."""
+    rng = np.random.default_rng(seed)
+    lines = [" ".join(rng.choice(WORDS, rng.integers(2, 20))) for _ in range(count)]
+    return lines, bundle.tokenizer([(line, None) for line in lines])

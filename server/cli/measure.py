@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from revmux_core.cascade import Quality
 from revmux_core.errors import RevmuxError
 from server.cli.common import (
     BaseOption,
@@ -29,6 +30,9 @@ def evaluate(
     data: DataOption,
     width: Annotated[int | None, typer.Option(help="Mux width; 1 is the plain path.")] = None,
     point: Annotated[str | None, typer.Option(help="Or an operating point by its name, see `revmux info`.")] = None,
+    quality: Annotated[
+        Quality, typer.Option(help="fast: as demultiplexed; guaranteed: the calibrated cascade; exact: plain.")
+    ] = "fast",
     draws: Annotated[int, typer.Option(help="Reshuffles of partners.")] = 10,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -39,17 +43,37 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy and agreement with the plain model, over reshuffles of partners. Labels are optional."""
+    from revmux_core.benchmark import cascade_speedup
     from revmux_core.bundle import load_bundle
     from revmux_core.data import label_ids
     from revmux_core.evaluation import evaluate as run
+    from revmux_core.evaluation import evaluate_cascade
 
     if width is not None and point is not None:
         raise RevmuxError("name one of --width and --point")
+    if point is not None and quality != "fast":
+        raise RevmuxError("--point goes with the quality fast; name a --width, or leave both out")
     examples = read(data, text_column, pair_column, label_column)
     loaded = load_bundle(bundle, base, pick_device(device))
     samples = loaded.tokenizer([(example.text, example.pair) for example in examples])
     labels = label_ids(examples, loaded.manifest.labels)
-    chosen = loaded.point(point or width)
+    if quality == "guaranteed":
+        cascade = loaded.cascade(width)
+        with tqdm(total=draws, desc="cascade", unit="draw", disable=None) as bar:
+            certified = evaluate_cascade(
+                loaded.classifier,
+                cascade,
+                samples,
+                labels,
+                loaded.tokenizer.pad_id,
+                draws,
+                seed,
+                lambda: bar.update() and None,
+            )
+        speedup = cascade_speedup(loaded, samples, cascade)
+        print_report({"quality": quality} | certified.to_json() | {"speedup": speedup}, as_json)
+        return
+    chosen = loaded.point(1 if quality == "exact" else point or width)
     with tqdm(total=draws, desc=chosen.name, unit="draw", disable=None) as bar:
         result = run(
             loaded.classifier,

@@ -42,7 +42,7 @@ def test_a_sample_goes_on_from_its_states(classifier: MuxClassifier, lengths: li
     """Resumed beside fresh samples and at any place of the batch, it answers as it does from its tokens."""
     samples = tokens(*lengths)
     first = MuxPlan((Group(EXIT_1, (0, 1)), Group(MUX, (2, 3, 4, 5)), Group(EXIT_2, (6, 7))))
-    outcome = classifier.answer(collate(samples, first))
+    outcome = classifier(collate(samples, first))
     waiting = {
         member: outcome.prefilled(group, place) for group in first.groups for place, member in enumerate(group.members)
     }
@@ -58,9 +58,9 @@ def test_a_sample_goes_on_from_its_states(classifier: MuxClassifier, lengths: li
     )
     shuffled = [mixed[i] for i in order]
     moved = tuple(Group(g.point, tuple(order.index(m) for m in g.members), g.start) for g in groups)
-    answers = classifier(collate(shuffled, MuxPlan(moved)))[[order.index(i) for i in range(8)]]
+    answers = classifier(collate(shuffled, MuxPlan(moved))).logits[[order.index(i) for i in range(8)]]
     from_tokens = [Group(g.point, g.members) for g in groups]
-    expected = classifier(collate(samples, MuxPlan(tuple(from_tokens))))
+    expected = classifier(collate(samples, MuxPlan(tuple(from_tokens)))).logits
     torch.testing.assert_close(answers, expected, atol=2e-5, rtol=1e-4)
 
 

@@ -21,7 +21,7 @@ def tokens(*lengths: int) -> list[Tokens]:
 
 
 def logits(bundle: Bundle, samples: list[Tokens], *groups: Group) -> torch.Tensor:
-    return bundle.classifier(collate(samples, MuxPlan(groups), bundle.tokenizer.pad_id))
+    return bundle.classifier(collate(samples, MuxPlan(groups), bundle.tokenizer.pad_id)).logits
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,9 +74,9 @@ def test_points_may_leave_out_upper_layers(tiny_bundle: Bundle) -> None:
         classifier.backbone, {full: classifier.adapters_of(full), short: classifier.adapters_of(full)}
     )
     samples = tokens(5, 6, 5, 6)
-    both = mixed(collate(samples, MuxPlan((Group(full, (0, 1)), Group(short, (2, 3))))))
+    both = mixed(collate(samples, MuxPlan((Group(full, (0, 1)), Group(short, (2, 3)))))).logits
     torch.testing.assert_close(both[:2], logits(tiny_bundle, samples[:2], Group(full, (0, 1))), atol=2e-5, rtol=1e-4)
-    alone = mixed(collate(samples[2:], MuxPlan((Group(short, (0, 1)),))))
+    alone = mixed(collate(samples[2:], MuxPlan((Group(short, (0, 1)),)))).logits
     torch.testing.assert_close(both[2:], alone, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(alone, logits(tiny_bundle, samples[2:], Group(full, (0, 1))), atol=1e-3)
 

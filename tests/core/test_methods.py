@@ -42,7 +42,7 @@ def build(bundle: Bundle, method: str, rank: int) -> tuple[OperatingPoint, Adapt
 def answers(classifier: MuxClassifier, point: OperatingPoint, samples: list[Tokens]) -> torch.Tensor:
     """Two composites of `point` and one plain sample, in one batch."""
     plan = MuxPlan((Group(point, (0, 1, 2, 3)), Group(classifier.plain, (4,))))
-    return classifier(collate(samples, plan))
+    return classifier(collate(samples, plan)).logits
 
 
 @pytest.mark.parametrize(("method", "rank"), [*((method, 0) for method in METHODS), ("revmux", 4), ("datamux", 4)])
@@ -56,7 +56,7 @@ def test_a_bundle_answers_as_what_was_saved(
     expected = answers(before, point, SAMPLES)
     torch.testing.assert_close(answers(loaded, point, SAMPLES), expected, atol=1e-4, rtol=1e-3)
     # The plain sample beside the composites is the frozen model's, whatever the composites ran through.
-    alone = loaded(collate(SAMPLES[4:], MuxPlan((Group(loaded.plain, (0,)),))))
+    alone = loaded(collate(SAMPLES[4:], MuxPlan((Group(loaded.plain, (0,)),)))).logits
     torch.testing.assert_close(expected[4:], alone, atol=2e-5, rtol=1e-4)
 
 
@@ -86,9 +86,9 @@ def test_padding_reaches_nobody(tiny_bundle: Bundle, method: str, width: int, st
     )
     members = [Tokens([2, 10 + i, 3], [0] * 3) for i in range(width)]
     group = Group(point, tuple(range(width)))
-    alone = classifier(collate(members, MuxPlan((group,))))
+    alone = classifier(collate(members, MuxPlan((group,)))).logits
     longer = [*members, Tokens([2, *range(4, 4 + stranger), 3], [0] * (stranger + 2))]
-    stretched = classifier(collate(longer, MuxPlan((group, Group(classifier.plain, (width,))))))
+    stretched = classifier(collate(longer, MuxPlan((group, Group(classifier.plain, (width,)))))).logits
     torch.testing.assert_close(stretched[:width], alone, atol=2e-5, rtol=1e-4)
 
 

@@ -1,0 +1,128 @@
+"""Certified agreement: the bound holds, thresholds come with it, and a calibrated bundle keeps its promise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revmux_core.bundle import load_bundle
+from revmux_core.calibration import calibrate, validate
+from revmux_core.certificate import CalibrationError, certify, samples_needed, upper_bound
+from revmux_core.confidence import LearntConfidence
+from revmux_core.errors import RevmuxError
+from revmux_core.evaluation import evaluate_cascade, plain_labels
+from revmux_core.manifest import BundleError, record_calibration
+from tests.tiny import HIDDEN, random_samples
+
+
+@pytest.mark.parametrize("target", [0.97, 0.99])
+def test_a_certified_threshold_breaks_the_target_as_rarely_as_promised(target: float) -> None:
+    """2,000 calibrations of a model whose true risk at every threshold is known, and not monotonous."""
+    rng = np.random.default_rng(0)
+    risks = (1 - target) * np.array([0.1, 0.3, 0.2, 0.6, 0.9, 1.05, 1.2, 1.5, 3.0])
+    broken = 0
+    for _ in range(2000):
+        differs = rng.random((1000, 1)) < risks
+        last = certify(differs, target, 0.95)
+        broken += last is not None and risks[last] > 1 - target
+    assert 0.01 < broken / 2000 <= 0.05
+
+
+def test_the_fewest_samples_are_those_that_can_certify_at_all() -> None:
+    assert samples_needed(0.99, 0.95) == 299
+    assert samples_needed(0.995, 0.95) == 598
+    assert certify(np.zeros((299, 3), dtype=bool), 0.99, 0.95) == 2
+    assert certify(np.zeros((298, 3), dtype=bool), 0.99, 0.95) is None
+    # The first failure ends it, whatever comes after.
+    differs = np.zeros((299, 3), dtype=bool)
+    differs[0, 1] = True
+    assert certify(differs, 0.99, 0.95) == 0
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bound_lies_above_what_was_seen(counts: tuple[int, int]) -> None:
+    differing, samples = counts
+    bound = upper_bound(differing, samples, 0.95)
+    assert differing / samples <= bound <= 1
+    assert upper_bound(0, 298, 0.95) > 0.01 > upper_bound(0, 299, 0.95)
+
+
+def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
+    torch.manual_seed(0)
+    pooled, logits = torch.randn(400, 16), torch.randn(400, 3)
+    agrees = pooled[:, 3] > -0.5
+    score = LearntConfidence(16)
+    score.fit(pooled[:200], logits[:200], agrees[:200])
+    confidence = score(pooled[200:], logits[200:])
+    right = (confidence > 0.5) == agrees[200:]
+    assert right.float().mean() > 0.9
+    assert confidence.min() >= 0
+    assert confidence.max() <= 1
+
+
+def test_a_calibrated_bundle_keeps_its_promise(calibrated_path: Path) -> None:
+    loaded = load_bundle(calibrated_path)
+    calibration = loaded.manifest.calibration
+    assert calibration is not None
+    assert [entry.width for entry in calibration.cascades] == [1, 2]
+    lines, fresh = random_samples(loaded, 400, seed=1)
+    reference = plain_labels(loaded.classifier, fresh, 0)
+    for entry in calibration.cascades:
+        result = evaluate_cascade(loaded.classifier, loaded.cascade(entry.width), fresh, None, 0, draws=3)
+        assert 0 < result.escalation_rate < 1
+        assert result.escalation_rate == pytest.approx(entry.escalation_rate, abs=0.12)
+        assert result.agreement > 0.8
+        answers = loaded.classify(lines, entry.width, quality="guaranteed")
+        labels = [loaded.manifest.labels[label] for label in reference]
+        assert np.mean([answer.label == label for answer, label in zip(answers, labels, strict=True)]) > 0.8
+        for answer, label in zip(answers, labels, strict=True):
+            assert answer.label == label or not answer.escalated
+            assert answer.mux_width == (1 if answer.escalated else entry.width)
+    assert loaded.classify(lines[:9]) == loaded.classify(lines[:9], quality="guaranteed")
+
+
+def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(calibrated_path, path)
+    loaded = load_bundle(path)
+    calibration = loaded.manifest.calibration
+    assert calibration is not None
+    entry = calibration.cascades[0].model_copy(update={"score": "learnt"})
+    (name,) = entry.points
+    score = LearntConfidence(HIDDEN)
+    learnt = calibration.model_copy(update={"cascades": [entry]})
+    record_calibration(path, learnt, {name: score.state_dict()})
+    again = load_bundle(path)
+    assert [cascade.points[0].name for cascade, _ in again.cascades()] == [name]
+    assert again.classifier.adapters_of(again.point(name)).confidence is not None
+    (path / learnt.files[name]).write_bytes(b"altered")
+    with pytest.raises(BundleError, match="SHA-256"):
+        load_bundle(path)
+    plain = calibration.model_copy(update={"cascades": []})
+    record_calibration(path, plain, {})
+    assert not load_bundle(path).cascades()
+
+
+def test_too_little_text_says_how_much_is_needed(uncalibrated_path: Path) -> None:
+    bundle = load_bundle(uncalibrated_path)
+    _, samples = random_samples(bundle, 100)
+    with pytest.raises(CalibrationError, match=r"takes at least 428 texts, and there are 100: give more text"):
+        calibrate(bundle, samples, 0.99, 0.95, [2], "words")
+    with pytest.raises(RevmuxError, match="calibrated at no width: run `revmux calibrate`"):
+        bundle.classify(["a film"], quality="guaranteed")
+
+
+def test_a_validation_counts_broken_promises(uncalibrated_path: Path) -> None:
+    bundle = load_bundle(uncalibrated_path)
+    _, samples = random_samples(bundle, 900)
+    report = validate(bundle, samples, 0.7, 0.95, [1, 2], splits=40)
+    for row in report.widths:
+        assert row["broken"] <= 0.1
+        assert row["agreement"] > 0.7
+        assert 0 < row["escalation_rate"] < 1
