@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from revmux_core.batch import Prefilled
+from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.admission import Load, QueueLimits, retry_after
 from server.errors import InferenceFailed, QueueFull
 from server.metrics import Metrics
-from server.planner import plan_batch
+from server.planner import Menu, plan_batch
 from server.queue import Rank, WaitingQueue
 
 logger = logging.getLogger(__name__)
@@ -27,26 +29,34 @@ SMOOTHING = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A batch's `logits` and `probs`, `[S][C]`, in the order of its samples, and the `seconds` that computing took."""
+    """A batch's `logits` and `probs`, `[S][C]`, in the order of its samples, and the `seconds` that computing took.
+
+    `unsure` has the states of the samples whose confidence was under their threshold, by their number.
+    """
 
     logits: list[list[float]]
     probs: list[list[float]]
     seconds: float
+    unsure: Mapping[int, Prefilled]
 
 
 class BatchEngine(Protocol):
     """The device, as the batcher sees it: runs batches one after the other, in the order in which they are given."""
 
-    def run(self, samples: Sequence[Tokens], plan: MuxPlan) -> Awaitable[Scores]: ...
+    def run(
+        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
+    ) -> Awaitable[Scores]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sample's scores, and how many samples shared its composite (1: none, it ran plain or exited early)."""
+    """One sample's scores, how many samples shared its composite (1: none, it ran plain or exited early), and whether
+    it was escalated to the plain path."""
 
     logits: list[float]
     probs: list[float]
     mux_width: int
+    escalated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +104,32 @@ class Pending:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One sample of a request in the queue."""
+    """One sample of a request waiting: its tokens or, once it was escalated to a `step` of a cascade, its states."""
 
     request: Pending
     item: int
-    tokens: Tokens
+    sample: Tokens | Prefilled
     length: int
     max_width: int
+    guaranteed: bool
     rank: Rank
+    cascade: Cascade | None = None
+    step: int = 0
+
+    @property
+    def start(self) -> int:
+        return self.sample.depth if isinstance(self.sample, Prefilled) else 0
+
+    @property
+    def resumes_at(self) -> OperatingPoint | None:
+        if self.cascade is None:
+            return None
+        return self.cascade.at(self.step)
+
+    def escalate(self, cascade: Cascade, states: Prefilled) -> None:
+        """Goes on from `states` at the next step of `cascade`."""
+        self.cascade, self.sample = cascade, states
+        self.step += 1
 
 
 class Batcher:
@@ -115,13 +143,13 @@ class Batcher:
     def __init__(
         self,
         engine: BatchEngine,
-        points: Sequence[OperatingPoint],
+        menu: Menu,
         max_batch_tokens: int,
         limits: QueueLimits,
         metrics: Metrics,
     ) -> None:
         self._engine = engine
-        self._points = points
+        self._menu = menu
         self._budget = max_batch_tokens
         self._limits = limits
         self._metrics = metrics
@@ -136,8 +164,11 @@ class Batcher:
         """What waits for the device now."""
         return self._queue.load
 
-    def submit(self, samples: Sequence[Tokens], max_width: int, priority: int) -> Pending:
-        """Admits a request of one or more samples. Raises `QueueFull` where the limits do not let it in."""
+    def submit(self, samples: Sequence[Tokens], max_width: int, priority: int, guaranteed: bool = False) -> Pending:
+        """Admits a request of one or more samples; `guaranteed` ones are answered by a certified cascade.
+
+        Raises `QueueFull` where the limits do not let it in.
+        """
         queued, new = self._queue.load, Load(len(samples), sum(map(len, samples)))
         if not self._limits.admit(queued, new):
             raise QueueFull(retry_after(queued.tokens, self._tokens_per_second))
@@ -147,7 +178,7 @@ class Batcher:
         pending = Pending(loop.create_future(), ranks[0], ranks[-1], loop.time())
         self._queue.join(
             [
-                _Entry(pending, item, tokens, len(tokens), max_width, rank)
+                _Entry(pending, item, tokens, len(tokens), max_width, guaranteed, rank)
                 for item, (tokens, rank) in enumerate(zip(samples, ranks, strict=True))
             ]
         )
@@ -168,7 +199,7 @@ class Batcher:
     def _dispatch(self) -> None:
         self._dispatch_due = False
         while len(self._queue) and self._device_wants_more():
-            planned = plan_batch(self._queue.head(WINDOW), self._budget, self._points)
+            planned = plan_batch(self._queue.head(WINDOW), self._budget, self._menu)
             entries = self._queue.take(planned.members)
             task = asyncio.get_running_loop().create_task(self._run(entries, planned.plan))
             self._running.add(task)
@@ -182,9 +213,12 @@ class Batcher:
     async def _run(self, entries: list[_Entry], plan: MuxPlan) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
         requests = dict.fromkeys(entry.request for entry in entries)
+        points = [group.point for group in plan.groups for _ in group.members]
+        cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
+        thresholds = [0.0 if cascade is None else cascade.threshold for cascade in cascades]
         scores: Scores | None = None
         try:
-            scores = await self._engine.run([entry.tokens for entry in entries], plan)
+            scores = await self._engine.run([entry.sample for entry in entries], plan, thresholds)
         except Exception:
             logger.exception("a batch of %d samples from %d requests failed", len(entries), len(requests))
             for request in requests:
@@ -192,6 +226,9 @@ class Batcher:
                 self.withdraw(request)
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
+        unsure = {} if scores is None else scores.unsure
+        for number, states in unsure.items():
+            self._escalate(entries[number], cascades[number], states)
         self._dispatch()
         if scores is None:
             return
@@ -199,9 +236,24 @@ class Batcher:
         now = asyncio.get_running_loop().time()
         for request in requests:
             request.computed(scores.seconds)
-        widths = [group.point.width for group in plan.groups for _ in group.members]
-        for entry, logits, probs, width in zip(entries, scores.logits, scores.probs, widths, strict=True):
-            entry.request.resolve(entry.item, Answer(logits, probs, width), now)
+        for number, (entry, point) in enumerate(zip(entries, points, strict=True)):
+            if number not in unsure:
+                escalated = entry.cascade is not None and point == self._menu.plain
+                self._metrics.observe_answer(point, entry.cascade or cascades[number], escalated)
+                answer = Answer(scores.logits[number], scores.probs[number], point.width, escalated)
+                entry.request.resolve(entry.item, answer, now)
+
+    def _cascade_of(self, entry: _Entry, point: OperatingPoint) -> Cascade | None:
+        """The cascade that decides whether `entry` may leave at `point`; None where it leaves in any case."""
+        if not entry.guaranteed or point == self._menu.plain:
+            return None
+        return entry.cascade or self._menu.cascade_from(point)
+
+    def _escalate(self, entry: _Entry, cascade: Cascade | None, states: Prefilled) -> None:
+        """Puts a sample back where it stood in the line, ahead of all that arrived after it."""
+        if cascade is not None and not entry.request.answers.done():
+            entry.escalate(cascade, states)
+            self._queue.join([entry])
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
         tokens = sum(entry.length for entry in entries)

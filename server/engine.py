@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from revmux_core.batch import MuxBatch, collate
+from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
@@ -36,10 +36,15 @@ class Engine:
         self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
 
-    def run(self, samples: Sequence[Tokens], plan: MuxPlan) -> asyncio.Future[Scores]:
-        """Scores of `samples`. The future raises `FloatingPointError` where the model answered with NaN or infinity."""
+    def run(
+        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
+    ) -> asyncio.Future[Scores]:
+        """Scores of `samples`, and the states of those whose confidence is under their threshold.
+
+        The future raises `FloatingPointError` where the model answered with NaN or infinity.
+        """
         batch = self._collate(samples, plan)
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, batch)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, batch, thresholds)
 
     def warm_up(self, max_batch_tokens: int) -> None:
         """Runs every point at a few shapes, up to a full batch."""
@@ -49,22 +54,30 @@ class Engine:
             for point in self._points:
                 rows = max(max_batch_tokens // length // point.width, 1) * point.width
                 plan = MuxPlan((Group(point, tuple(range(rows))),))
-                self._thread.submit(self._infer, self._collate([tokens] * rows, plan)).result()
+                self._thread.submit(self._infer, self._collate([tokens] * rows, plan), [0.0] * rows).result()
 
     def close(self) -> None:
         self._thread.shutdown()
 
-    def _collate(self, samples: Sequence[Tokens], plan: MuxPlan) -> MuxBatch:
+    def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> MuxBatch:
         tokenizer = self._bundle.tokenizer
         return collate(samples, plan, tokenizer.pad_id, self._bundle.classifier.backbone.padding_side)
 
-    def _infer(self, batch: MuxBatch) -> Scores:
-        start = time.perf_counter()
-        logits = self._bundle.classifier(batch.to(self._device)).float().cpu().numpy()
-        seconds = time.perf_counter() - start
+    def _infer(self, batch: MuxBatch, thresholds: Sequence[float]) -> Scores:
+        begun = time.perf_counter()
+        outcome = self._bundle.classifier(batch.to(self._device))
+        logits = outcome.logits.float().cpu().numpy()
+        unsure = {}
+        if any(thresholds):
+            sure = outcome.confidences.float().cpu().numpy() >= np.asarray(thresholds, dtype=np.float32)
+            for group in outcome.states:
+                for place, member in enumerate(group.members):
+                    if not sure[member]:
+                        unsure[member] = outcome.prefilled(group, place)
+        seconds = time.perf_counter() - begun
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model answered with NaN or infinity")
-        return Scores(logits.tolist(), softmax(logits).tolist(), seconds)
+        return Scores(logits.tolist(), softmax(logits).tolist(), seconds, unsure)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan
+from revmux_core.points import OperatingPoint
 from server.admission import Load
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -58,7 +60,24 @@ class Metrics:
         self.batch_composites = Histogram(
             "revmux_batch_composites", "Composites of a batch.", buckets=(0.0, *_POWERS), registry=registry
         )
-        self.escalations = Counter("revmux_escalations", "Answers that were computed again plain.", registry=registry)
+        self.guaranteed = Counter(
+            "revmux_guaranteed_inputs",
+            "Inputs that a certified cascade answered, escalated ones among them, by its mux width.",
+            ["mux_width"],
+            registry=registry,
+        )
+        self.escalations = Counter(
+            "revmux_escalations",
+            "Inputs that a certified cascade escalated to the plain path, by its mux width.",
+            ["mux_width"],
+            registry=registry,
+        )
+        self.predicted_escalation_rate = Gauge(
+            "revmux_predicted_escalation_rate",
+            "Share of inputs that calibration predicted to be escalated, by mux width.",
+            ["mux_width"],
+            registry=registry,
+        )
         self.shed = Counter("revmux_shed_requests", "Requests refused because the queue was full.", registry=registry)
         self.expired = Counter("revmux_expired_requests", "Requests past their deadline.", registry=registry)
         self.cancelled = Counter("revmux_cancelled_requests", "Requests whose client had gone.", registry=registry)
@@ -85,8 +104,28 @@ class Metrics:
         self.batch_tokens.observe(tokens)
         self.batch_padding.observe(1 - tokens / padded_tokens)
         self.batch_composites.observe(plan.composites)
-        for group in plan.groups:
-            self.inputs.labels(group.point.width, group.point.name).inc(len(group.members))
+
+    def observe_answer(self, point: OperatingPoint, cascade: Cascade | None, escalated: bool) -> None:
+        """Counts an input that was answered at `point`, by a certified cascade where there is one."""
+        self.inputs.labels(point.width, point.name).inc()
+        if cascade is not None:
+            self.guaranteed.labels(cascade.width).inc()
+            if escalated:
+                self.escalations.labels(cascade.width).inc()
+
+    def escalation_rate(self, width: int) -> float | None:
+        """Share of guaranteed inputs of this cascade that were escalated since the start; None before the first."""
+        labels = {"mux_width": str(width)}
+        answered = self.registry.get_sample_value("revmux_guaranteed_inputs_total", labels)
+        escalated = self.registry.get_sample_value("revmux_escalations_total", labels)
+        return escalated / answered if answered and escalated is not None else None
+
+    def predict_escalations(self, rates: Mapping[int, float]) -> None:
+        """Exports the rates that calibration predicted, by mux width; counters of these widths start at 0."""
+        for width, rate in rates.items():
+            self.predicted_escalation_rate.labels(width).set(rate)
+            self.guaranteed.labels(width)
+            self.escalations.labels(width)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: OpenMetrics where `accept` asks for it, else Prometheus text."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from revmux_core.cascade import Cascade
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 
@@ -32,6 +33,51 @@ class Sample(Protocol):
     def max_width(self) -> int:
         """Highest mux width that its request allows; `PLAIN_ONLY` allows the plain path alone."""
 
+    @property
+    def guaranteed(self) -> bool:
+        """Whether only a certified cascade, or the plain path, may answer it."""
+
+    @property
+    def start(self) -> int:
+        """Layers that were already run on it."""
+
+    @property
+    def resumes_at(self) -> OperatingPoint | None:
+        """The next point of the cascade that it was escalated in; None for a sample that nothing was run on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """What a server answers with: `fast` points, cheapest first and the plain one last, and certified `cascades`."""
+
+    fast: tuple[OperatingPoint, ...]
+    cascades: tuple[Cascade, ...] = ()
+
+    @property
+    def plain(self) -> OperatingPoint:
+        return self.fast[-1]
+
+    @property
+    def points(self) -> tuple[OperatingPoint, ...]:
+        """All points, cheapest first and the plain one last."""
+        layers = self.plain.prefill
+        own = {*self.fast, *(point for cascade in self.cascades for point in cascade.points)} - {self.plain}
+        return (*sorted(own, key=lambda point: (point.ideal_cost(layers), point)), self.plain)
+
+    def allows(self, sample: Sample, point: OperatingPoint) -> bool:
+        """Whether `sample` may run at `point` next; the plain path is always open."""
+        if point == self.plain:
+            return True
+        if sample.resumes_at is not None:
+            return sample.resumes_at == point
+        if sample.max_width < point.width:
+            return False
+        return self.cascade_from(point) is not None if sample.guaranteed else point in self.fast
+
+    def cascade_from(self, point: OperatingPoint) -> Cascade | None:
+        """The cascade that begins at `point`."""
+        return next((cascade for cascade in self.cascades if cascade.points[0] == point), None)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedBatch:
@@ -54,8 +100,20 @@ def served_points(points: Iterable[OperatingPoint], num_layers: int) -> tuple[Op
     return tuple(reversed(served))
 
 
-def plan_batch(waiting: Sequence[Sample], budget: int, points: Sequence[OperatingPoint]) -> PlannedBatch:
-    """Plans the next batch of `waiting` (head of the line first, not empty) at `points` (from `served_points`).
+def served_cascades(cascades: Iterable[tuple[Cascade, float]]) -> tuple[Cascade, ...]:
+    """Of cascades with their ideal speed-ups, those worth serving: a wider one only where it is faster than all
+    narrower ones, for those need fewer partners."""
+    served: list[Cascade] = []
+    fastest = 1.0
+    for cascade, speedup in sorted(cascades, key=lambda pair: pair[0].width):
+        if speedup > fastest:
+            served.append(cascade)
+            fastest = speedup
+    return tuple(served)
+
+
+def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu) -> PlannedBatch:
+    """Plans the next batch of `waiting` (head of the line first, not empty) from what is on the `menu`.
 
     The head is always in, so every sample is answered after at most as many batches as samples stand before it. The
     batch holds at most `budget` padded tokens (rows x longest), unless the head alone is longer. O(n log n).
@@ -63,17 +121,18 @@ def plan_batch(waiting: Sequence[Sample], budget: int, points: Sequence[Operatin
     members = sorted(_nearest(waiting, budget), key=lambda position: waiting[position].length)
     rows: list[int] = []
     groups: list[Group] = []
-    plain = points[-1]
-    for point in points:
-        least = PLAIN_ONLY if point == plain else point.width
-        able = [position for position in members if waiting[position].max_width >= least]
-        # A group holds whole composites only; what is left over tries the next smaller width, down to plain.
-        taken = able[: len(able) - len(able) % point.width]
-        if taken:
-            groups.append(Group(point, tuple(range(len(rows), len(rows) + len(taken)))))
-            rows += taken
-            left = set(members).difference(taken)
-            members = [position for position in members if position in left]
+    points = menu.points
+    for start in sorted({waiting[position].start for position in members}):
+        left = [position for position in members if waiting[position].start == start]
+        for point in points:
+            able = [position for position in left if menu.allows(waiting[position], point)]
+            # A group holds whole composites only; what is left over tries the next dearer point, plain in the end.
+            taken = able[: len(able) - len(able) % point.width]
+            if taken:
+                groups.append(Group(point, tuple(range(len(rows), len(rows) + len(taken))), start))
+                rows += taken
+                gone = set(taken)
+                left = [position for position in left if position not in gone]
     return PlannedBatch(tuple(rows), MuxPlan(tuple(groups)))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from revmux_core.cascade import Quality
 from revmux_core.tokenization import Text
 from server.errors import EmptyInput, InvalidRequest
 
@@ -77,10 +78,10 @@ class ClassifyRequest(_Request):
     model: str | None = Field(None, description="The loaded model's name; may be left out.")
     user: str | None = Field(None, description="Ignored.")
     priority: int = Field(0, description="Requests with a lower value are served first.")
-    quality: Literal["exact", "fast", "guaranteed"] = Field(
-        "fast",
+    quality: Quality | None = Field(
+        None,
         description="exact: plain inference only. fast: multiplexed. guaranteed: multiplexed, but never below the "
-        "agreement that a calibrated bundle certifies.",
+        "agreement that a calibrated bundle certifies. Left out: the server's default, guaranteed where it can be.",
     )
     max_width: int | None = Field(
         None, ge=1, description="Highest mux width allowed; at 1 an early exit may answer, if one is served."
@@ -215,13 +216,26 @@ class Point(BaseModel):
     measured_agreement: float | None = Field(description="With the plain model, on held-out text; null: not measured.")
 
 
+class CertifiedCascade(BaseModel):
+    width: int
+    points: list[str]
+    score: str
+    threshold: float
+    predicted_escalation_rate: float
+    realised_escalation_rate: float | None = Field(description="Since the start; null before the first answer.")
+    ideal_speedup: float
+
+
 class InfoResponse(BaseModel):
     model: str
     base: str
     labels: list[str]
     widths: list[int]
     points: list[Point]
-    certified_agreement: float | None = Field(description="null: the bundle is not calibrated.")
+    quality: Quality = Field(description="Of requests that name none.")
+    certified_agreement: float | None = Field(description="Of guaranteed answers; null: none are served.")
+    certified_confidence: float | None = Field(description="The statistical confidence in that.")
+    cascades: list[CertifiedCascade]
     device: str
     dtype: str
     limits: Limits

@@ -14,9 +14,9 @@ import torch
 from starlette.types import Receive
 
 from revmux_core.bundle import Bundle
+from revmux_core.cascade import Quality
 from revmux_core.errors import RevmuxError
-from revmux_core.manifest import Manifest
-from revmux_core.points import OperatingPoint
+from revmux_core.manifest import CascadeEntry, Manifest
 from revmux_core.tokenization import Text
 from server import __version__
 from server.admission import QueueLimits
@@ -25,6 +25,7 @@ from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
 from server.errors import (
     ClientDisconnected,
     DeadlineExceeded,
+    InvalidRequest,
     QueueFull,
     RequestTooLarge,
     Unauthorized,
@@ -32,8 +33,8 @@ from server.errors import (
     UnknownModel,
 )
 from server.metrics import Metrics
-from server.planner import served_points
-from server.settings import Settings
+from server.planner import PLAIN_ONLY, Menu, served_cascades, served_points
+from server.settings import Settings, SettingsError
 from server.tokenization import RequestTokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,12 @@ class State(enum.StrEnum):
 class Work:
     """What a request asks for.
 
-    `max_width` None: as wide as served, `PLAIN_ONLY`: plain; `max_tokens` None: the model's limit.
+    `quality` None: the server's default; `max_width` None: as wide as served; `max_tokens` None: the model's limit.
     """
 
     texts: Sequence[Text]
     truncate: bool
+    quality: Quality | None = None
     max_width: int | None = None
     max_tokens: int | None = None
     priority: int = 0
@@ -77,7 +79,8 @@ class Model:
     """Everything that exists once the bundle is loaded and warm."""
 
     manifest: Manifest
-    points: tuple[OperatingPoint, ...]
+    menu: Menu
+    quality: Quality
     max_batch_tokens: int
     engine: Engine
     tokenizer: RequestTokenizer
@@ -88,7 +91,14 @@ class Model:
 
     @property
     def widths(self) -> list[int]:
-        return sorted({point.width for point in self.points})
+        return sorted({point.width for point in self.menu.points})
+
+    @property
+    def certified(self) -> list[CascadeEntry]:
+        """The calibrated cascades that are served."""
+        calibration = self.manifest.calibration
+        served = {cascade.width for cascade in self.menu.cascades}
+        return [] if calibration is None else [entry for entry in calibration.cascades if entry.width in served]
 
 
 class Service:
@@ -172,6 +182,12 @@ class Service:
         Raises a `ServiceError` for every way in which this can end without answers.
         """
         model = self.require_ready()
+        if work.quality == "guaranteed" and not model.menu.cascades:
+            raise InvalidRequest(
+                "this server has no certified cascade (the bundle is not calibrated, or --point or --width leaves its "
+                "cascades out): ask for `quality` exact (plain inference) or fast",
+                param="quality",
+            )
         most = self.settings.max_items_per_request
         if len(work.texts) > most:
             raise RequestTooLarge(f"the request has {len(work.texts)} inputs, more than {most}: send fewer at a time")
@@ -194,8 +210,11 @@ class Service:
 
     async def _answer(self, model: Model, work: Work, receive: Receive) -> Result:
         samples = await model.tokenizer.tokenize(work.texts, work.max_tokens, work.truncate)
-        max_width = model.points[0].width if work.max_width is None else work.max_width
-        pending = model.batcher.submit(samples, max_width, work.priority)
+        quality = work.quality or model.quality
+        max_width = model.widths[-1] if work.max_width is None else work.max_width
+        if quality == "exact":
+            max_width = PLAIN_ONLY
+        pending = model.batcher.submit(samples, max_width, work.priority, quality == "guaranteed")
         watcher = asyncio.create_task(_fail_on_disconnect(receive, pending))
         try:
             answers = await pending.answers
@@ -224,23 +243,29 @@ class Service:
         device = parameter.device
         layers = classifier.backbone.num_layers
         chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
-        points = served_points(chosen, layers)
-        if len(points) == 1 and len(classifier.points) > 1 and settings.width == "auto" and not settings.point:
+        menu = Menu(served_points(chosen, layers), served_cascades(settings.choose_cascades(bundle.cascades())))
+        if settings.quality == "guaranteed" and not menu.cascades:
+            raise SettingsError("quality", f"no calibrated cascade of bundle {manifest.name} is served")
+        quality = settings.quality
+        if quality == "auto":
+            quality = "guaranteed" if menu.cascades else "fast"
+        if len(menu.points) == 1 and len(classifier.points) > 1 and settings.width == "auto" and not settings.point:
             logger.warning(
                 "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
-                "(measure with `revmux card`, or choose --min-agreement, --width or --point)",
+                "(measure with `revmux card`, calibrate, or choose --min-agreement, --width or --point)",
                 manifest.name,
                 100 * settings.min_agreement,
             )
         default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
         max_batch_tokens = settings.max_batch_tokens or default
-        engine = Engine(bundle, points, device)
+        engine = Engine(bundle, menu.points, device)
         engine.warm_up(max_batch_tokens)
         limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens)
-        batcher = Batcher(engine, points, max_batch_tokens, limits, self.metrics)
+        batcher = Batcher(engine, menu, max_batch_tokens, limits, self.metrics)
         model = Model(
             manifest=manifest,
-            points=points,
+            menu=menu,
+            quality=quality,
             max_batch_tokens=max_batch_tokens,
             engine=engine,
             tokenizer=RequestTokenizer(bundle.tokenizer),
@@ -250,6 +275,7 @@ class Service:
             loaded_at=int(time.time()),
         )
         self.metrics.watch(lambda: self._admitted, lambda: batcher.load)
+        self.metrics.predict_escalations({entry.width: entry.escalation_rate for entry in model.certified})
         self.metrics.describe_model(manifest.name, manifest.base.model_id, ",".join(map(str, model.widths)))
         return model
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from revmux_core.cascade import Cascade
 from revmux_core.errors import RevmuxError
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 
@@ -41,6 +42,10 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Agreement with plain that a point must have been measured to have, for auto.",
+    )
+    quality: Literal["auto", "exact", "guaranteed", "fast"] = Field(
+        "auto",
+        description="Quality of requests that name none; auto is guaranteed for a calibrated bundle, fast for another.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
@@ -105,6 +110,15 @@ class Settings(BaseSettings):
             known = ", ".join(map(str, sorted(widths)))
             raise SettingsError("width", f"the bundle has no width {self.width}: choose auto or one of {known}")
         return [plain, *(point for point in points if 1 < point.width <= self.width)]
+
+    def choose_cascades(self, cascades: Iterable[tuple[Cascade, float]]) -> list[tuple[Cascade, float]]:
+        """Which of a bundle's certified cascades, each with its ideal speed-up, may be served: those of the widths that
+        `width` allows, and none where `point` names what to serve."""
+        if self.point is not None:
+            return []
+        if self.width == "auto":
+            return list(cascades)
+        return [(cascade, speedup) for cascade, speedup in cascades if 1 < cascade.width <= self.width]
 
 
 def read_settings(**flags: Any) -> Settings:

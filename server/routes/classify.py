@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, UnknownModel
-from server.planner import PLAIN_ONLY
 from server.routes.common import WORK_ERRORS, RawRoute, authorized_service, body_docs, error_docs, json_response
 from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
 from server.service import Work
@@ -27,12 +26,6 @@ async def classify(request: Request) -> Response:
     service.require_ready()
     query = parse(ClassifyRequest, await request.body())
     service.require_model(query.model)
-    if query.quality == "guaranteed":
-        raise InvalidRequest(
-            "this bundle is not calibrated, so no agreement is certified: ask for `quality` exact (plain inference) or "
-            "fast",
-            param="quality",
-        )
     result = await service.classify(_work(query), request.receive)
     labels = service.model.manifest.labels
     data = []
@@ -45,7 +38,7 @@ async def classify(request: Request) -> Response:
                 "probs": probs,
                 "num_classes": len(probs),
                 "mux_width": answer.mux_width,
-                "escalated": False,
+                "escalated": answer.escalated,
             }
         )
     content = {
@@ -72,7 +65,8 @@ def _work(query: ClassifyRequest) -> Work:
     return Work(
         texts=query.input,
         truncate=query.truncate,
-        max_width=PLAIN_ONLY if query.quality == "exact" else query.max_width,
+        quality=query.quality,
+        max_width=query.max_width,
         max_tokens=None if query.truncate_prompt_tokens == -1 else query.truncate_prompt_tokens,
         priority=query.priority,
         timeout_ms=query.timeout_ms,

@@ -10,7 +10,16 @@ from starlette.responses import JSONResponse, Response
 from server import __version__
 from server.errors import Unauthorized, Unavailable
 from server.routes.common import authorized_service, error_docs, service_of
-from server.schemas import ErrorResponse, HealthResponse, InfoResponse, Limits, ModelCard, ModelList, Point
+from server.schemas import (
+    CertifiedCascade,
+    ErrorResponse,
+    HealthResponse,
+    InfoResponse,
+    Limits,
+    ModelCard,
+    ModelList,
+    Point,
+)
 from server.service import State
 
 router = APIRouter(tags=["status"])
@@ -39,15 +48,31 @@ async def info(request: Request) -> InfoResponse:
             ideal_speedup=point.ideal_speedup(model.manifest.num_layers),
             measured_agreement=model.manifest.measured_agreement.get(point.name),
         )
-        for point in reversed(model.points)
+        for point in reversed(model.menu.points)
     ]
+    cascades = [
+        CertifiedCascade(
+            width=entry.width,
+            points=list(entry.points),
+            score=entry.score,
+            threshold=entry.threshold,
+            predicted_escalation_rate=entry.escalation_rate,
+            realised_escalation_rate=service.metrics.escalation_rate(entry.width),
+            ideal_speedup=entry.ideal_speedup,
+        )
+        for entry in model.certified
+    ]
+    calibration = model.manifest.calibration if cascades else None
     return InfoResponse(
         model=model.manifest.name,
         base=model.manifest.base.model_id,
         labels=model.manifest.labels,
         widths=model.widths,
         points=points,
-        certified_agreement=None,
+        quality=model.quality,
+        certified_agreement=None if calibration is None else calibration.target,
+        certified_confidence=None if calibration is None else calibration.confidence,
+        cascades=cascades,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         limits=Limits(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revmux_core.batch import collate
+from revmux_core.batch import Prefilled, collate
 from revmux_core.bundle import Bundle
+from revmux_core.cascade import Cascade
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.admission import Load, QueueLimits
@@ -20,38 +22,70 @@ from server.batcher import Batcher, Pending, Scores
 from server.engine import Engine
 from server.errors import ClientDisconnected, InferenceFailed, QueueFull
 from server.metrics import Metrics
-from server.planner import served_points
+from server.planner import Menu, served_points
 
 LAYERS = 4
-POINTS = (OperatingPoint.mux(4, 2, LAYERS), OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS))
+TWO, PLAIN = OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS)
+EARLY, LATER = OperatingPoint(1, 1, ()), OperatingPoint(1, 3, ())
+MENU = Menu(
+    (OperatingPoint.mux(4, 2, LAYERS), TWO, PLAIN),
+    (Cascade((EARLY, LATER), 0.9, LAYERS), Cascade((TWO,), 0.8, LAYERS)),
+)
 BUDGET = 40
 
 
 class ManualDevice:
-    """A device whose batches end when the test says so, and whose scores are the ids of each sample."""
+    """A device whose batches end when the test says so, and whose scores are the ids of each sample.
 
-    def __init__(self) -> None:
-        self.batches: list[tuple[Sequence[Tokens], asyncio.Future[Scores]]] = []
+    Escalated samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave.
+    """
 
-    def run(self, samples: Sequence[Tokens], plan: MuxPlan) -> asyncio.Future[Scores]:
+    def __init__(self, unsure: Callable[[list[int], OperatingPoint], bool] = lambda ids, point: False) -> None:
+        self.batches: list[tuple[Sequence[Tokens | Prefilled], asyncio.Future[Scores]]] = []
+        self.plans: list[MuxPlan] = []
+        self._unsure = unsure
+        self._asked: list[tuple[MuxPlan, Sequence[float]]] = []
+
+    def run(
+        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
+    ) -> asyncio.Future[Scores]:
         assert plan.samples == len(samples)
+        for group in plan.groups:
+            depths = [samples[i].depth if isinstance(samples[i], Prefilled) else 0 for i in group.members]
+            assert depths == [group.start] * len(depths)
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.batches.append((samples, future))
+        self.plans.append(plan)
+        self._asked.append((plan, thresholds))
         return future
 
     def finish(self) -> None:
         samples, future = self.batches.pop(0)
-        ids = [[float(i) for i in sample.ids[:2]] for sample in samples]
-        future.set_result(Scores(ids, ids, 0.001))
+        plan, thresholds = self._asked.pop(0)
+        ids = [ids_of(sample) for sample in samples]
+        unsure = {
+            member: Prefilled(group.point.prefill, torch.tensor([*ids[member], *[0] * (len(samples[member]) - 2)]))
+            for group in plan.groups
+            for member in group.members
+            if thresholds[member] and self._unsure(ids[member], group.point)
+        }
+        scores = [[float(i) for i in own] for own in ids]
+        future.set_result(Scores(scores, scores, 0.001, unsure))
 
     def fail(self) -> set[int]:
         samples, future = self.batches.pop(0)
+        self._asked.pop(0)
         future.set_exception(RuntimeError("the device failed"))
-        return {sample.ids[0] for sample in samples}
+        return {ids_of(sample)[0] for sample in samples}
+
+
+def ids_of(sample: Tokens | Prefilled) -> list[int]:
+    """Request and item."""
+    return sample.ids[:2] if isinstance(sample, Tokens) else sample.states[:2].tolist()
 
 
 def batcher_on(device: Any, max_items: int = 10**6) -> Batcher:
-    return Batcher(device, POINTS, BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
+    return Batcher(device, MENU, BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
 
 
 async def settle() -> None:
@@ -68,6 +102,7 @@ submit = st.tuples(
     st.lists(st.integers(2, 30), min_size=1, max_size=12),
     st.sampled_from([1, 2, 4]),
     st.integers(0, 2),
+    st.booleans(),
 )
 step = st.one_of(submit, st.sampled_from([("finish",), ("fail",), ("withdraw",), ("settle",)]))
 
@@ -75,17 +110,17 @@ step = st.one_of(submit, st.sampled_from([("finish",), ("fail",), ("withdraw",),
 @given(st.lists(step, max_size=40), st.randoms(use_true_random=False))
 def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any], random: Any) -> None:
     async def scenario() -> None:
-        device = ManualDevice()
+        device = ManualDevice(lambda ids, point: random.random() < 0.5)
         batcher = batcher_on(device)
-        requests: dict[int, tuple[Pending, int, int]] = {}
+        requests: dict[int, tuple[Pending, int, int, bool]] = {}
         withdrawn: set[int] = set()
         failed: set[int] = set()
         for action, *arguments in steps:
             if action == "submit":
-                lengths, max_width, priority = arguments
+                lengths, max_width, priority, guaranteed = arguments
                 number = len(requests)
-                pending = batcher.submit(samples_of(number, lengths), max_width, priority)
-                requests[number] = pending, len(lengths), max_width
+                pending = batcher.submit(samples_of(number, lengths), max_width, priority, guaranteed)
+                requests[number] = pending, len(lengths), max_width, guaranteed
             elif action == "finish" and device.batches:
                 device.finish()
             elif action == "fail" and device.batches:
@@ -105,7 +140,7 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
             device.finish()
             await settle()
         assert batcher.load == Load(0, 0)
-        for number, (pending, count, max_width) in requests.items():
+        for number, (pending, count, max_width, guaranteed) in requests.items():
             error = pending.answers.exception()
             if error is not None:
                 assert isinstance(error, ClientDisconnected) if number in withdrawn else number in failed
@@ -113,6 +148,7 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
             items = pending.answers.result().items
             assert [answer.probs for answer in items] == [[number, item] for item in range(count)]
             assert all(answer.mux_width <= max_width for answer in items)
+            assert guaranteed or not any(answer.escalated for answer in items)
             assert number not in failed
 
     asyncio.run(scenario())
@@ -132,6 +168,40 @@ async def test_while_a_batch_runs_the_next_one_gathers() -> None:
     assert [len(samples) for samples, _ in device.batches] == [4]
     device.finish()
     await batcher.close()
+
+
+async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
+    device = ManualDevice(lambda ids, point: ids[1] > 0)
+    batcher = batcher_on(device)
+    first = batcher.submit(samples_of(0, [5, 5]), 1, 0, guaranteed=True)
+    await settle()
+    later = batcher.submit(samples_of(1, [30]), 1, 0)
+    device.finish()
+    await settle()
+    assert [(g.point, g.start) for g in device.plans[-1].groups] == [(LATER, EARLY.prefill)]
+    device.finish()
+    await settle()
+    assert [(g.point, g.start) for g in device.plans[-1].groups] == [(PLAIN, LATER.prefill)]
+    device.finish()
+    await settle()
+    assert [answer.escalated for answer in first.answers.result().items] == [False, True]
+    assert not later.answers.done()
+    device.finish()
+    await settle()
+    assert [answer.escalated for answer in later.answers.result().items] == [False]
+
+
+async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
+    device = ManualDevice(lambda ids, point: True)
+    batcher = batcher_on(device)
+    gone = batcher.submit(samples_of(0, [5]), 1, 0, guaranteed=True)
+    await settle()
+    gone.fail(ClientDisconnected())
+    batcher.withdraw(gone)
+    device.finish()
+    await settle()
+    assert not device.batches
+    assert batcher.load == Load(0, 0)
 
 
 async def test_a_full_queue_hands_one_batch_over_early() -> None:
@@ -186,13 +256,13 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     classifier = tiny_bundle.classifier
     points = served_points(classifier.points, classifier.backbone.num_layers)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
-    batcher = Batcher(engine, points, 512, QueueLimits(100, 10_000), Metrics("test"))
+    batcher = Batcher(engine, Menu(points), 512, QueueLimits(100, 10_000), Metrics("test"))
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
     answers = await batcher.submit(samples, max_width, 0).answers
     order = tuple(sorted(range(len(samples)), key=lambda i: len(samples[i])))
     point = next(point for point in points if point.width == max_width)
-    expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id))
+    expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id)).logits
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
     assert [answer.mux_width for answer in answers.items] == [max_width] * max_width
     engine.close()
@@ -201,8 +271,10 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
 async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     points = served_points(tiny_bundle.classifier.points, LAYERS)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
-    batcher = Batcher(engine, points, 512, QueueLimits(100, 10_000), Metrics("test"))
-    hook = tiny_bundle.classifier.register_forward_hook(lambda module, args, logits: logits * torch.nan)
+    batcher = Batcher(engine, Menu(points), 512, QueueLimits(100, 10_000), Metrics("test"))
+    hook = tiny_bundle.classifier.register_forward_hook(
+        lambda module, args, outcome: replace(outcome, logits=outcome.logits * torch.nan)
+    )
     samples = tiny_bundle.tokenizer([("a film", None)])
     with pytest.raises(InferenceFailed):
         await batcher.submit(samples, 4, 0).answers

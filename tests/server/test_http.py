@@ -7,20 +7,24 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from conftest import running_server, wait_until
 
 from revmux_core.batch import collate
-from revmux_core.bundle import Bundle
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.evaluation import plain_labels
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from server.schemas import ClassifyResponse, ErrorResponse, InfoResponse, ModelList, PredictErrorResponse
+from tests.tiny import random_samples
 
 MAX_BODY, MAX_ITEMS = 200_000, 64
 
@@ -41,7 +45,7 @@ def classify(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 def plain_logits(bundle: Bundle, text: str, pair: str | None = None) -> torch.Tensor:
     plan = MuxPlan((Group(bundle.classifier.plain, (0,)),))
-    return bundle.classifier(collate(bundle.tokenizer([(text, pair)]), plan))[0]
+    return bundle.classifier(collate(bundle.tokenizer([(text, pair)]), plan)).logits[0]
 
 
 def test_one_text_has_the_probabilities_of_the_model(client: httpx.Client, tiny_bundle: Bundle) -> None:
@@ -83,7 +87,9 @@ def test_an_early_exit_answers_all_but_exact_requests(tiny_bundle: Bundle) -> No
     early = OperatingPoint(1, 2, ())
     adapters = make_adapters(backbone, early, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
     bundle = replace(tiny_bundle, classifier=MuxClassifier(backbone, {early: adapters}))
-    expected = bundle.classifier(collate(bundle.tokenizer([("a film", None)]), MuxPlan((Group(early, (0,)),))))[0]
+    expected = bundle.classifier(collate(bundle.tokenizer([("a film", None)]), MuxPlan((Group(early, (0,)),)))).logits[
+        0
+    ]
     with running_server(lambda: bundle, point="n1-l2") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         for options in ({}, {"quality": "fast"}, {"max_width": 1}):
@@ -93,6 +99,34 @@ def test_an_early_exit_answers_all_but_exact_requests(tiny_bundle: Bundle) -> No
         exact = classify(client, input="a film", use_activation=False, quality="exact")["data"][0]
         torch.testing.assert_close(torch.tensor(exact["probs"]), plain_logits(bundle, "a film"))
         assert [point["name"] for point in client.get("/info").json()["points"]] == ["n1-l4", "n1-l2"]
+
+
+def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: Path) -> None:
+    """Each answer is what its own cascade gives, and the plain model's label where it was escalated."""
+    bundle = load_bundle(calibrated_path)
+    texts, samples = random_samples(bundle, 64, seed=3)
+    plain = [bundle.manifest.labels[label] for label in plain_labels(bundle.classifier, samples, 0)]
+    with running_server(lambda: bundle) as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        data = classify(client, input=texts)["data"]
+        assert {item["escalated"] for item in data} == {True, False}
+        assert all(item["label"] == label for item, label in zip(data, plain, strict=True) if item["escalated"])
+        assert np.mean([item["label"] == label for item, label in zip(data, plain, strict=True)]) > 0.8
+        expected = bundle.classify(texts, 1, quality="guaranteed")
+        alone = classify(client, input=texts, max_width=1)["data"]
+        assert [item["label"] for item in alone] == [answer.label for answer in expected]
+        assert [item["escalated"] for item in alone] == [answer.escalated for answer in expected]
+        assert not any(item["escalated"] for item in classify(client, input=texts, quality="fast")["data"])
+
+        info = client.get("/info").json()
+        assert (info["quality"], info["certified_agreement"], info["certified_confidence"]) == ("guaranteed", 0.8, 0.9)
+        metrics = client.get("/metrics").text
+        for cascade in info["cascades"]:
+            assert abs(cascade["realised_escalation_rate"] - cascade["predicted_escalation_rate"]) < 0.3
+            assert f'revmux_escalations_total{{mux_width="{cascade["width"]}"}}' in metrics
+    with running_server(lambda: bundle, quality="exact") as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert [item["label"] for item in classify(client, input=texts)["data"]] == plain
 
 
 def test_long_inputs_are_cut_or_refused(client: httpx.Client) -> None:
@@ -167,7 +201,7 @@ BAD_CLASSIFY: list[tuple[bytes | dict[str, Any], int, str]] = [
     ({"input": "a", "truncate_prompt_tokens": 0}, 400, "-1"),
     ({"input": "a", "truncate_prompt_tokens": 65}, 400, "at most 64"),
     ({"input": "a", "quality": "best"}, 400, "exact"),
-    ({"input": "a", "quality": "guaranteed"}, 400, "not calibrated"),
+    ({"input": "a", "quality": "guaranteed"}, 400, "no certified cascade"),
     ({"input": "a", "model": "gpt"}, 404, "tiny"),
     ({"input": ["a"] * 10_000}, 413, "10000 inputs"),
     (b'{"input": "' + b"a" * MAX_BODY + b'"}', 413, "200000 bytes"),

@@ -8,19 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revmux_core.cascade import Cascade
 from revmux_core.points import OperatingPoint
-from server.planner import PADDING_SHARE, PLAIN_ONLY, plan_batch, served_points
+from server.planner import PADDING_SHARE, PLAIN_ONLY, Menu, plan_batch, served_cascades, served_points
 
 LAYERS = 6
 PLAIN, TWO, FOUR = OperatingPoint.plain(LAYERS), OperatingPoint.mux(2, 3, LAYERS), OperatingPoint.mux(4, 3, LAYERS)
 EXIT = OperatingPoint(1, 3, ())
-POINTS = (FOUR, TWO, PLAIN)
+POINTS = Menu((FOUR, TWO, PLAIN))
+EARLY, LATER = OperatingPoint(1, 2, ()), OperatingPoint(1, 4, ())
+CERTIFIED = Menu(
+    (FOUR, PLAIN), (Cascade((EARLY, LATER), 0.9, LAYERS), Cascade((TWO,), 0.8, LAYERS), Cascade((FOUR,), 0.7, LAYERS))
+)
 
 
 @dataclass(frozen=True)
 class Waiting:
     length: int
     max_width: int = 4
+    guaranteed: bool = False
+    start: int = 0
+    resumes_at: OperatingPoint | None = None
 
 
 def lines(max_size: int = 60) -> st.SearchStrategy[list[Waiting]]:
@@ -107,6 +115,46 @@ def test_a_composite_that_costs_no_less_than_an_early_exit_is_not_served() -> No
 
 def test_an_early_exit_takes_what_is_left_over_but_not_what_must_run_plain() -> None:
     waiting = [Waiting(8, 1), Waiting(8, 4), Waiting(8, PLAIN_ONLY)]
-    batch = plan_batch(waiting, 1024, (EXIT, PLAIN))
+    batch = plan_batch(waiting, 1024, Menu((EXIT, PLAIN)))
     points = {batch.members[row]: group.point for group in batch.plan.groups for row in group.members}
     assert points == {0: EXIT, 1: EXIT, 2: PLAIN}
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Waiting, st.integers(1, 40), st.sampled_from([PLAIN_ONLY, 1, 2, 4]), st.booleans()),
+            st.builds(
+                lambda length, resumed: Waiting(length, 4, True, *resumed),
+                st.integers(1, 40),
+                st.sampled_from([(2, LATER), (4, PLAIN), (3, PLAIN)]),
+            ),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_everyone_runs_only_where_quality_and_escalation_let_them(waiting: list[Waiting]) -> None:
+    batch = plan_batch(waiting, 10**6, CERTIFIED)
+    for group in batch.plan.groups:
+        for row in group.members:
+            sample = waiting[batch.members[row]]
+            assert group.start == sample.start
+            if sample.resumes_at is not None:
+                assert group.point == sample.resumes_at
+            elif group.point != PLAIN:
+                assert group.point in ((EARLY, TWO, FOUR) if sample.guaranteed else (FOUR,))
+                assert group.point.width <= sample.max_width
+
+
+def test_fast_and_guaranteed_samples_share_composites_of_one_point() -> None:
+    waiting = [Waiting(8), Waiting(8, guaranteed=True), Waiting(8), Waiting(8, guaranteed=True)]
+    menu = Menu((FOUR, PLAIN), (Cascade((FOUR,), 0.7, LAYERS),))
+    assert [group.point for group in plan_batch(waiting, 1024, menu).plan.groups] == [FOUR]
+
+
+def test_a_wider_cascade_is_served_only_where_it_is_faster() -> None:
+    exits, two, four = CERTIFIED.cascades
+    assert served_cascades([(two, 1.2), (exits, 1.9), (four, 1.4)]) == (exits,)
+    assert served_cascades([(four, 1.4), (two, 1.2)]) == (two, four)
+    assert served_cascades([(two, 0.9)]) == ()
