@@ -28,7 +28,7 @@ def main(
     label_column: Annotated[
         str | None, typer.Option(help="Label names or indices. Default: label or category, if there is one.")
     ] = None,
-    width: Annotated[str, typer.Option(help="`--width` of the fast server: auto, 2 or 4.")] = "auto",
+    width: Annotated[str, typer.Option(help="`--width` of the fast server: auto, max, 2 or 4.")] = "max",
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Runs of each scenario on each server.")] = 3,
     concurrency: Annotated[

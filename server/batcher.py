@@ -12,6 +12,7 @@ from revmux_core.batch import Prefilled
 from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
+from server.adaptive import AdaptiveMenu
 from server.admission import Load, QueueLimits, retry_after
 from server.errors import InferenceFailed, QueueFull
 from server.metrics import Metrics
@@ -133,7 +134,7 @@ class _Entry:
 
 
 class Batcher:
-    """Belongs to one event loop.
+    """Belongs to one event loop. `menu` is all that is served, `adaptive` what of it the load calls for.
 
     Work-conserving: a free device gets the next batch at once, however small. While a batch runs the next one
     gathers, and is planned only when the device is free, so that late arrivals still join; but once the queue fills a
@@ -144,12 +145,14 @@ class Batcher:
         self,
         engine: BatchEngine,
         menu: Menu,
+        adaptive: AdaptiveMenu,
         max_batch_tokens: int,
         limits: QueueLimits,
         metrics: Metrics,
     ) -> None:
         self._engine = engine
         self._menu = menu
+        self._adaptive = adaptive
         self._budget = max_batch_tokens
         self._limits = limits
         self._metrics = metrics
@@ -175,6 +178,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         ranks = [(priority, self._arrivals + item) for item in range(len(samples))]
         self._arrivals += len(samples)
+        self._adaptive.arrived(new.tokens, loop.time())
         pending = Pending(loop.create_future(), ranks[0], ranks[-1], loop.time())
         self._queue.join(
             [
@@ -199,7 +203,8 @@ class Batcher:
     def _dispatch(self) -> None:
         self._dispatch_due = False
         while len(self._queue) and self._device_wants_more():
-            planned = plan_batch(self._queue.head(WINDOW), self._budget, self._menu)
+            menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
+            planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
             entries = self._queue.take(planned.members)
             task = asyncio.get_running_loop().create_task(self._run(entries, planned.plan))
             self._running.add(task)

@@ -14,6 +14,7 @@ from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
+from server.adaptive import Timing
 from server.batcher import Scores
 from server.settings import Settings, SettingsError
 
@@ -46,15 +47,21 @@ class Engine:
         batch = self._collate(samples, plan)
         return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, batch, thresholds)
 
-    def warm_up(self, max_batch_tokens: int) -> None:
-        """Runs every point at a few shapes, up to a full batch."""
+    def warm_up(self, max_batch_tokens: int) -> list[Timing]:
+        """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took."""
         sample = self._bundle.tokenizer([("warm", None)])[0]
+        timings = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
             tokens = Tokens([sample.ids[0]] * length, None if sample.type_ids is None else [0] * length)
             for point in self._points:
-                rows = max(max_batch_tokens // length // point.width, 1) * point.width
-                plan = MuxPlan((Group(point, tuple(range(rows))),))
-                self._thread.submit(self._infer, self._collate([tokens] * rows, plan), [0.0] * rows).result()
+                full = max(max_batch_tokens // length // point.width, 1) * point.width
+                for rows in sorted({point.width, full}, reverse=True):
+                    batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
+                    # The first run pays for kernels and memory; the second is what serving will pay.
+                    for _ in range(2):
+                        scores = self._thread.submit(self._infer, batch, [0.0] * rows).result()
+                    timings.append(Timing(point, rows, length, scores.seconds))
+        return timings
 
     def close(self) -> None:
         self._thread.shutdown()

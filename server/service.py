@@ -19,6 +19,7 @@ from revmux_core.errors import RevmuxError
 from revmux_core.manifest import CascadeEntry, Manifest
 from revmux_core.tokenization import Text
 from server import __version__
+from server.adaptive import AdaptiveMenu, CostModel, ladder
 from server.admission import QueueLimits
 from server.batcher import Answers, Batcher, Pending
 from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
@@ -38,6 +39,12 @@ from server.settings import Settings, SettingsError
 from server.tokenization import RequestTokenizer
 
 logger = logging.getLogger(__name__)
+
+TYPICAL_LENGTH = 32
+"""Tokens of the samples that the speeds of the ladder's rungs are compared at."""
+
+PATIENCE_BATCHES = 0.5
+"""How long a queue may be before more is multiplexed, in full plain batches: what waits then shares the next batch."""
 
 LOADING_RETRY, DRAINING_RETRY = 5, 1
 """Seconds of `Retry-After`: while loading, about a small model's load; while draining, another replica answers now."""
@@ -249,7 +256,7 @@ class Service:
         quality = settings.quality
         if quality == "auto":
             quality = "guaranteed" if menu.cascades else "fast"
-        if len(menu.points) == 1 and len(classifier.points) > 1 and settings.width == "auto" and not settings.point:
+        if len(menu.points) == 1 and len(classifier.points) > 1 and isinstance(settings.width, str) and not settings.point:
             logger.warning(
                 "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
                 "(measure with `revmux card`, calibrate, or choose --min-agreement, --width or --point)",
@@ -259,9 +266,16 @@ class Service:
         default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
         max_batch_tokens = settings.max_batch_tokens or default
         engine = Engine(bundle, menu.points, device)
-        engine.warm_up(max_batch_tokens)
+        timings = engine.warm_up(max_batch_tokens)
+        adaptive = AdaptiveMenu.fixed(menu)
+        if settings.width == "auto" and settings.point is None:
+            certified = [] if manifest.calibration is None else manifest.calibration.cascades
+            rates = {entry.width: entry.escalation_rate for entry in certified}
+            length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
+            rungs = ladder(menu, rates, CostModel.fit(timings), max_batch_tokens, length)
+            adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
         limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens)
-        batcher = Batcher(engine, menu, max_batch_tokens, limits, self.metrics)
+        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics)
         model = Model(
             manifest=manifest,
             menu=menu,

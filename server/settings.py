@@ -32,9 +32,10 @@ class Settings(BaseSettings):
     base: Path | None = Field(None, description="Folder of the base model; found by itself where this is left out.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    width: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    width: Literal["auto", "max"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="Highest mux width to serve; 1 is plain, auto the bundle's fastest points, early exits too.",
+        description="Highest mux width to serve, 1 is plain. max: the bundle's fastest points, early exits too; auto: "
+        "of those what the load calls for, plain when there is little.",
     )
     point: str | None = Field(None, description="Serve this operating point of the bundle, by name, beside plain.")
     min_agreement: float = Field(
@@ -103,12 +104,12 @@ class Settings(BaseSettings):
                 known = ", ".join(sorted(point.name for point in points))
                 raise SettingsError("point", f"the bundle has no point {self.point}: choose one of {known}")
             return [*chosen, plain]
-        if self.width == "auto":
+        if isinstance(self.width, str):
             return [point for point in points if point == plain or agreement.get(point.name, 0.0) >= self.min_agreement]
         widths = {point.width for point in points}
         if self.width not in widths:
             known = ", ".join(map(str, sorted(widths)))
-            raise SettingsError("width", f"the bundle has no width {self.width}: choose auto or one of {known}")
+            raise SettingsError("width", f"the bundle has no width {self.width}: choose auto, max or one of {known}")
         return [plain, *(point for point in points if 1 < point.width <= self.width)]
 
     def choose_cascades(self, cascades: Iterable[tuple[Cascade, float]]) -> list[tuple[Cascade, float]]:
@@ -116,7 +117,7 @@ class Settings(BaseSettings):
         `width` allows, and none where `point` names what to serve."""
         if self.point is not None:
             return []
-        if self.width == "auto":
+        if isinstance(self.width, str):
             return list(cascades)
         return [(cascade, speedup) for cascade, speedup in cascades if 1 < cascade.width <= self.width]
 
@@ -137,5 +138,5 @@ def read_settings(**flags: Any) -> Settings:
         field = str(first["loc"][0])
         problem = first["msg"].removeprefix("Value error, ")
         if field == "width":
-            problem = "must be auto or a whole number of at least 1"
+            problem = "must be auto, max or a whole number of at least 1"
         raise SettingsError(field, problem) from error

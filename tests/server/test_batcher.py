@@ -17,6 +17,7 @@ from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
+from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
 from server.batcher import Batcher, Pending, Scores
 from server.engine import Engine
@@ -85,7 +86,7 @@ def ids_of(sample: Tokens | Prefilled) -> list[int]:
 
 
 def batcher_on(device: Any, max_items: int = 10**6) -> Batcher:
-    return Batcher(device, MENU, BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
+    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
 
 
 async def settle() -> None:
@@ -191,6 +192,20 @@ async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
     assert [answer.escalated for answer in later.answers.result().items] == [False]
 
 
+async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
+    device = ManualDevice()
+    rungs = [Rung(Menu((PLAIN,)), 0.01), Rung(MENU, 0.005)]
+    batcher = Batcher(device, MENU, AdaptiveMenu(rungs, patience=0.2), BUDGET, QueueLimits(100, 10**6), Metrics("test"))
+    batcher.submit(samples_of(0, [5]), 4, 0)
+    await settle()
+    batcher.submit(samples_of(1, [5] * 8), 4, 0)
+    device.finish()
+    await settle()
+    assert [[group.point.width for group in plan.groups] for plan in device.plans] == [[1], [4]]
+    device.finish()
+    await batcher.close()
+
+
 async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
     device = ManualDevice(lambda ids, point: True)
     batcher = batcher_on(device)
@@ -256,7 +271,8 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     classifier = tiny_bundle.classifier
     points = served_points(classifier.points, classifier.backbone.num_layers)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
-    batcher = Batcher(engine, Menu(points), 512, QueueLimits(100, 10_000), Metrics("test"))
+    menu = Menu(points)
+    batcher = Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"))
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
     answers = await batcher.submit(samples, max_width, 0).answers
@@ -271,7 +287,8 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
 async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     points = served_points(tiny_bundle.classifier.points, LAYERS)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
-    batcher = Batcher(engine, Menu(points), 512, QueueLimits(100, 10_000), Metrics("test"))
+    menu = Menu(points)
+    batcher = Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"))
     hook = tiny_bundle.classifier.register_forward_hook(
         lambda module, args, outcome: replace(outcome, logits=outcome.logits * torch.nan)
     )

@@ -160,7 +160,7 @@ def test_a_second_signal_is_not_caught(tiny_bundle: Bundle, monkeypatch: pytest.
 
 
 def test_what_cannot_be_served_ends_the_server(tiny_bundle_path: Path) -> None:
-    with pytest.raises(SettingsError, match="the bundle has no width 3: choose auto or one of 1, 2, 4"):
+    with pytest.raises(SettingsError, match="the bundle has no width 3: choose auto, max or one of 1, 2, 4"):
         serve(read_settings(bundle=str(tiny_bundle_path), port=0, width=3))
     with pytest.raises(BundleError, match="no bundle nowhere"):
         serve(read_settings(bundle="nowhere", port=0))

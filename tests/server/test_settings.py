@@ -24,7 +24,7 @@ def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pyte
     ("flags", "words"),
     [
         ({"port": 70_000}, "--port (REVMUX_PORT)"),
-        ({"width": "wide"}, "--width (REVMUX_WIDTH): must be auto or"),
+        ({"width": "wide"}, "--width (REVMUX_WIDTH): must be auto, max or"),
         ({"width": "0"}, "--width (REVMUX_WIDTH)"),
         ({"max_queue_items": 8}, "--max-items-per-request (REVMUX_MAX_ITEMS_PER_REQUEST)"),
         ({"drain_timeout": float("nan")}, "--drain-timeout (REVMUX_DRAIN_TIMEOUT)"),

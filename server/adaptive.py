@@ -1,0 +1,149 @@
+"""How much to multiplex: the least that keeps up with the load. Pure: no torch, and time is an argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from revmux_core.cascade import Cascade
+from revmux_core.points import OperatingPoint
+from server.planner import Menu
+
+MEMORY = 1.0
+"""Seconds over which the arrival rate is averaged: long enough for a burst of one batch not to count as load."""
+
+SPARE = 0.9
+"""Share of a rung's capacity that load may take for that rung to be gone back to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A measured batch: `rows` samples of `length` tokens at `point` took `seconds`."""
+
+    point: OperatingPoint
+    rows: int
+    length: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of a batch at a point: `fixed + linear x tokens + quadratic x tokens x length`."""
+
+    terms: Mapping[OperatingPoint, tuple[float, float, float]]
+
+    @classmethod
+    def fit(cls, timings: Iterable[Timing]) -> CostModel:
+        """Least squares on relative errors, so that small batches count as much as large ones; no term below 0."""
+        by_point: dict[OperatingPoint, list[Timing]] = {}
+        for timing in timings:
+            by_point.setdefault(timing.point, []).append(timing)
+        return cls({point: _fit(own) for point, own in by_point.items()})
+
+    def seconds(self, point: OperatingPoint, tokens: float, length: float) -> float:
+        """Predicted seconds of `tokens` padded tokens in samples of `length`."""
+        fixed, linear, quadratic = self.terms[point]
+        return fixed + linear * tokens + quadratic * tokens * length
+
+
+def _fit(timings: Sequence[Timing]) -> tuple[float, float, float]:
+    tokens = np.array([timing.rows * timing.length for timing in timings], dtype=float)
+    lengths = np.array([timing.length for timing in timings], dtype=float)
+    seconds = np.array([timing.seconds for timing in timings])
+    columns = np.stack([np.ones_like(tokens), tokens, tokens * lengths], axis=1) / seconds[:, None]
+    kept = [0, 1, 2]
+    while True:
+        solution, *_ = np.linalg.lstsq(columns[:, kept], np.ones_like(seconds), rcond=None)
+        if (solution >= 0).all() or len(kept) == 1:
+            break
+        kept.pop(int(solution.argmin()))
+    terms = np.zeros(3)
+    terms[kept] = solution.clip(min=0)
+    return float(terms[0]), float(terms[1]), float(terms[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the ladder: what may be served on it, and the device's seconds a token in full batches."""
+
+    menu: Menu
+    seconds_per_token: float
+
+
+def ladder(menu: Menu, escalation_rates: Mapping[int, float], costs: CostModel, budget: int, length: int) -> list[Rung]:
+    """Rungs from the plain path alone to all of `menu`, each adding what is next faster.
+
+    `escalation_rates` are those that calibration predicted, by the width of a cascade; seconds are those of batches of
+    `budget` tokens in samples of `length`.
+    """
+
+    def at(point: OperatingPoint) -> float:
+        return costs.seconds(point, budget, length) / budget
+
+    plain = at(menu.plain)
+    layers = menu.plain.prefill
+    choices: list[tuple[float, OperatingPoint | Cascade]] = [(at(point), point) for point in menu.fast[:-1]]
+    for cascade in menu.cascades:
+        rest = plain * (1 - cascade.points[-1].prefill / layers)
+        choices.append((at(cascade.points[0]) + escalation_rates[cascade.width] * rest, cascade))
+    rungs = [Rung(Menu((menu.plain,)), plain)]
+    for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):
+        if seconds >= rungs[-1].seconds_per_token:
+            continue
+        allowed = [choice for cost, choice in choices if cost >= seconds]
+        fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
+        cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
+        rungs.append(Rung(Menu(fast, cascades), seconds))
+    return rungs
+
+
+class AdaptiveMenu:
+    """Climbs the ladder as the queue grows and comes down as the load falls.
+
+    A batch is planned from the lowest rung that would serve all that waits within `patience` seconds. It comes down
+    only to a rung whose capacity the rate of arrivals leaves some of, so that a load between two rungs stays on the
+    upper one and does not flap.
+    """
+
+    @classmethod
+    def fixed(cls, menu: Menu) -> AdaptiveMenu:
+        """One that always serves all of `menu`."""
+        return cls([Rung(menu, 0.0)], 0.0)
+
+    def __init__(self, rungs: Sequence[Rung], patience: float) -> None:
+        self._rungs = rungs
+        self._patience = patience
+        self._rung = 0
+        self._rate = 0.0
+        self._seen = 0.0
+
+    @property
+    def rung(self) -> int:
+        return self._rung
+
+    def arrived(self, tokens: int, now: float) -> None:
+        """Counts tokens that were admitted at `now` (seconds)."""
+        self._rate = self._decayed(now) + tokens / MEMORY
+        self._seen = now
+
+    def choose(self, tokens: int, now: float) -> Menu:
+        """The menu of a batch planned at `now`, while `tokens` tokens wait."""
+        rate = self._decayed(now)
+        wanted = next(
+            (number for number, rung in enumerate(self._rungs) if tokens * rung.seconds_per_token <= self._patience),
+            len(self._rungs) - 1,
+        )
+        if wanted > self._rung:
+            self._rung = wanted
+        for number in range(wanted, self._rung):
+            if rate * self._rungs[number].seconds_per_token <= SPARE:
+                self._rung = number
+                break
+        return self._rungs[self._rung].menu
+
+    def _decayed(self, now: float) -> float:
+        """Arriving tokens a second, in an average that forgets with `MEMORY`."""
+        return self._rate * math.exp(-max(now - self._seen, 0.0) / MEMORY)

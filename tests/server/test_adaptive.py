@@ -1,0 +1,120 @@
+"""The adaptive menu as arithmetic: simulated load on a device of known speed."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revmux_core.cascade import Cascade
+from revmux_core.points import OperatingPoint
+from server.adaptive import AdaptiveMenu, CostModel, Rung, Timing, ladder
+from server.planner import Menu
+
+LAYERS = 6
+PLAIN, EXIT, TWO = OperatingPoint.plain(LAYERS), OperatingPoint(1, 3, ()), OperatingPoint.mux(2, 3, LAYERS)
+BUDGET = 1000
+# Tokens a second: plain 10,000, then 13,000, then 20,000.
+RUNGS = [
+    Rung(Menu((PLAIN,)), 1 / 10_000),
+    Rung(Menu((TWO, PLAIN)), 1 / 13_000),
+    Rung(Menu((EXIT, TWO, PLAIN)), 1 / 20_000),
+]
+PATIENCE = 0.05
+
+
+def simulate(load: float, seconds: float = 60, seed: int = 0) -> tuple[list[int], list[float]]:
+    """The rung of every batch, and every sample's wait in seconds, under Poisson arrivals of `load` x plain capacity in
+    samples of 25 tokens."""
+    rng = random.Random(seed)
+    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    waiting: list[float] = []
+    rungs, waits = [], []
+    now = arrival = 0.0
+    while now < seconds:
+        while arrival <= now:
+            waiting.append(arrival)
+            adaptive.arrived(25, arrival)
+            arrival += rng.expovariate(load * 10_000 / 25)
+        if not waiting:
+            now = arrival
+            continue
+        menu = adaptive.choose(25 * len(waiting), now)
+        rung = next(number for number, rung in enumerate(RUNGS) if rung.menu is menu)
+        batch = waiting[: BUDGET // 25]
+        waiting = waiting[len(batch) :]
+        now += 0.001 + 25 * len(batch) * RUNGS[rung].seconds_per_token
+        rungs.append(rung)
+        waits += [now - start for start in batch]
+    return rungs, waits
+
+
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.8])
+def test_below_the_plain_capacity_answers_are_plain(load: float) -> None:
+    rungs, _ = simulate(load)
+    assert rungs.count(0) / len(rungs) > 0.97
+
+
+@pytest.mark.parametrize("load", [1.1, 1.5, 1.9])
+def test_beyond_it_throughput_follows_and_waits_stay_short(load: float) -> None:
+    rungs, waits = simulate(load)
+    assert len(waits) == pytest.approx(load * 10_000 / 25 * 60, rel=0.02)
+    assert sorted(waits)[int(0.99 * len(waits))] < 0.4
+    # It settles: far fewer changes than batches.
+    assert sum(a != b for a, b in pairwise(rungs)) < 0.1 * len(rungs)
+
+
+def test_a_shrinking_load_comes_down_as_far_as_what_arrives_allows() -> None:
+    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    adaptive.arrived(12_000, 0.0)
+    assert adaptive.choose(12_000, 0.0) is RUNGS[2].menu
+    # The queue is short again, but so much arrives that the plain path would fall behind; then less and less does.
+    assert adaptive.choose(100, 0.01) is RUNGS[2].menu
+    assert adaptive.choose(100, 0.1) is RUNGS[1].menu
+    assert adaptive.choose(100, 0.5) is RUNGS[0].menu
+
+
+def test_a_lone_sample_after_a_pause_runs_plain() -> None:
+    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    adaptive.arrived(40_000, 0.0)
+    adaptive.choose(40_000, 0.0)
+    assert adaptive.choose(25, 5.0) is RUNGS[0].menu
+
+
+def test_the_ladder_goes_from_plain_to_everything() -> None:
+    costs = CostModel({PLAIN: (0, 1e-4, 0), TWO: (0, 0.75e-4, 0), EXIT: (0, 0.5e-4, 0)})
+    exits, two = Cascade((EXIT,), 0.9, LAYERS), Cascade((TWO,), 0.9, LAYERS)
+    menu = Menu((EXIT, PLAIN), (exits, two))
+    rungs = ladder(menu, {1: 0.2, 2: 0.1}, costs, BUDGET, 32)
+    assert [rung.menu for rung in rungs] == [
+        Menu((PLAIN,)),
+        Menu((PLAIN,), (two,)),
+        Menu((PLAIN,), (exits, two)),
+        menu,
+    ]
+    assert [rung.seconds_per_token for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
+
+
+@given(
+    st.floats(0, 0.01),
+    st.floats(1e-7, 1e-4),
+    st.floats(0, 1e-7),
+    st.lists(st.floats(0.95, 1.05), min_size=9, max_size=9),
+)
+def test_the_cost_model_finds_what_made_the_timings(
+    fixed: float, linear: float, quadratic: float, noise: list[float]
+) -> None:
+    shapes = [(rows, length) for length in (8, 32, 128) for rows in (1, 4, max(1, BUDGET // length))]
+    timings = [
+        Timing(PLAIN, rows, length, factor * (fixed + rows * length * (linear + quadratic * length)))
+        for (rows, length), factor in zip(shapes, noise, strict=True)
+    ]
+    model = CostModel.fit(timings)
+    for timing in timings:
+        assert model.seconds(PLAIN, timing.rows * timing.length, timing.length) == pytest.approx(
+            timing.seconds, rel=0.25
+        )
+    assert min(model.terms[PLAIN]) >= 0
