@@ -23,15 +23,25 @@ class QueueLimits:
 
     max_items: int
     max_tokens: int
+    tenant_share: float = 1.0
 
-    def admit(self, queued: Load, new: Load) -> bool:
-        """Whether `new` may join `queued`.
+    def admit(self, queued: Load, own: Load, new: Load) -> bool:
+        """Whether `new` may join `queued`, of which `own` is the same tenant's: of either limit a tenant may fill
+        `tenant_share`.
 
-        An empty queue admits any request, or one with more tokens than `max_tokens` could never be answered.
+        Where nothing of the tenant waits, and room for it is left, any request is admitted, or one with more tokens
+        than the limit could never be answered.
         """
         if queued.items == 0:
             return True
-        return queued.items + new.items <= self.max_items and queued.tokens + new.tokens <= self.max_tokens
+        if queued.items + new.items > self.max_items or queued.tokens + new.tokens > self.max_tokens:
+            return False
+        if own.items == 0:
+            return True
+        return (
+            own.items + new.items <= self.tenant_share * self.max_items
+            and own.tokens + new.tokens <= self.tenant_share * self.max_tokens
+        )
 
 
 def retry_after(queued_tokens: int, tokens_per_second: float | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,8 @@ from server.adaptive import AdaptiveMenu
 from server.admission import Load, QueueLimits, retry_after
 from server.errors import InferenceFailed, QueueFull
 from server.metrics import Metrics
-from server.planner import Menu, plan_batch
-from server.queue import Rank, WaitingQueue
+from server.planner import Menu, MuxScope, plan_batch
+from server.queue import FairQueue, Rank
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,11 @@ class Answers:
 class Pending:
     """An admitted request. `answers` resolves to `Answers`, or to the error that its batch or its owner set."""
 
-    __slots__ = ("_arrived", "_inference_seconds", "_items", "_missing", "answers", "first", "last")
+    __slots__ = ("_arrived", "_inference_seconds", "_items", "_missing", "answers", "first", "last", "tenant")
 
-    def __init__(self, answers: asyncio.Future[Answers], first: Rank, last: Rank, arrived: float) -> None:
+    def __init__(self, answers: asyncio.Future[Answers], tenant: str, first: Rank, last: Rank, arrived: float) -> None:
         self.answers = answers
+        self.tenant = tenant
         self.first, self.last = first, last
         self._arrived = arrived
         self._items: dict[int, Answer] = {}
@@ -113,6 +114,7 @@ class _Entry:
     length: int
     max_width: int
     guaranteed: bool
+    scope: Hashable
     rank: Rank
     cascade: Cascade | None = None
     step: int = 0
@@ -133,6 +135,16 @@ class _Entry:
         self.step += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request asks for beside its samples, and the `tenant` it comes from."""
+
+    max_width: int
+    priority: int = 0
+    guaranteed: bool = False
+    tenant: str = ""
+
+
 class Batcher:
     """Belongs to one event loop. `menu` is all that is served, `adaptive` what of it the load calls for.
 
@@ -149,6 +161,7 @@ class Batcher:
         max_batch_tokens: int,
         limits: QueueLimits,
         metrics: Metrics,
+        mux_scope: MuxScope = "tenant",
     ) -> None:
         self._engine = engine
         self._menu = menu
@@ -156,7 +169,8 @@ class Batcher:
         self._budget = max_batch_tokens
         self._limits = limits
         self._metrics = metrics
-        self._queue: WaitingQueue[_Entry] = WaitingQueue()
+        self._mux_scope = mux_scope
+        self._queue: FairQueue[_Entry] = FairQueue()
         self._running: set[asyncio.Task[None]] = set()
         self._dispatch_due = False
         self._arrivals = 0
@@ -167,24 +181,23 @@ class Batcher:
         """What waits for the device now."""
         return self._queue.load
 
-    def submit(self, samples: Sequence[Tokens], max_width: int, priority: int, guaranteed: bool = False) -> Pending:
-        """Admits a request of one or more samples; `guaranteed` ones are answered by a certified cascade.
-
-        Raises `QueueFull` where the limits do not let it in.
-        """
+    def submit(self, samples: Sequence[Tokens], terms: Terms) -> Pending:
+        """Admits a request of one or more samples. Raises `QueueFull` where the limits do not let it in."""
         queued, new = self._queue.load, Load(len(samples), sum(map(len, samples)))
-        if not self._limits.admit(queued, new):
+        if not self._limits.admit(queued, self._queue.load_of(terms.tenant), new):
             raise QueueFull(retry_after(queued.tokens, self._tokens_per_second))
         loop = asyncio.get_running_loop()
-        ranks = [(priority, self._arrivals + item) for item in range(len(samples))]
+        ranks = [(terms.priority, self._arrivals + item) for item in range(len(samples))]
+        scope = {"any": None, "tenant": terms.tenant, "request": self._arrivals}[self._mux_scope]
         self._arrivals += len(samples)
         self._adaptive.arrived(new.tokens, loop.time())
-        pending = Pending(loop.create_future(), ranks[0], ranks[-1], loop.time())
+        pending = Pending(loop.create_future(), terms.tenant, ranks[0], ranks[-1], loop.time())
         self._queue.join(
+            terms.tenant,
             [
-                _Entry(pending, item, tokens, len(tokens), max_width, guaranteed, rank)
+                _Entry(pending, item, tokens, len(tokens), terms.max_width, terms.guaranteed, scope, rank)
                 for item, (tokens, rank) in enumerate(zip(samples, ranks, strict=True))
-            ]
+            ],
         )
         if not self._dispatch_due:
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
@@ -194,7 +207,7 @@ class Batcher:
 
     def withdraw(self, pending: Pending) -> None:
         """Takes what still waits of a request out of the queue: answered, expired, failed, or its client is gone."""
-        self._queue.leave(pending.first, pending.last)
+        self._queue.leave(pending.tenant, pending.first, pending.last)
 
     async def close(self) -> None:
         """Waits for the batches that run. Whoever closes sees to it that nothing waits any more."""
@@ -258,7 +271,7 @@ class Batcher:
         """Puts a sample back where it stood in the line, ahead of all that arrived after it."""
         if cascade is not None and not entry.request.answers.done():
             entry.escalate(cascade, states)
-            self._queue.join([entry])
+            self._queue.join(entry.request.tenant, [entry])
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
         tokens = sum(entry.length for entry in entries)

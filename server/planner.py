@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from revmux_core.cascade import Cascade
 from revmux_core.plan import Group, MuxPlan
@@ -22,6 +22,10 @@ PLAIN_ONLY = 0
 """The highest mux width of a sample that not even an early exit may answer."""
 
 
+MuxScope = Literal["request", "tenant", "any"]
+"""Whose samples may share a composite, where one sample's answer depends a little on the others."""
+
+
 class Sample(Protocol):
     """What the planner needs to know of a waiting sample."""
 
@@ -36,6 +40,10 @@ class Sample(Protocol):
     @property
     def guaranteed(self) -> bool:
         """Whether only a certified cascade, or the plain path, may answer it."""
+
+    @property
+    def scope(self) -> Hashable:
+        """Only samples of one scope may share a composite."""
 
     @property
     def start(self) -> int:
@@ -126,14 +134,26 @@ def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu) -> PlannedBat
         left = [position for position in members if waiting[position].start == start]
         for point in points:
             able = [position for position in left if menu.allows(waiting[position], point)]
-            # A group holds whole composites only; what is left over tries the next dearer point, plain in the end.
-            taken = able[: len(able) - len(able) % point.width]
+            taken = _whole_composites(waiting, able, point.width)
             if taken:
                 groups.append(Group(point, tuple(range(len(rows), len(rows) + len(taken))), start))
                 rows += taken
                 gone = set(taken)
                 left = [position for position in left if position not in gone]
     return PlannedBatch(tuple(rows), MuxPlan(tuple(groups)))
+
+
+def _whole_composites(waiting: Sequence[Sample], able: list[int], width: int) -> list[int]:
+    """Of `able`, sorted by length, as many as fill composites of one scope each, composite by composite.
+
+    What is left over tries the next dearer point, the plain one in the end.
+    """
+    if width == 1:
+        return able
+    scopes: dict[Hashable, list[int]] = {}
+    for position in able:
+        scopes.setdefault(waiting[position].scope, []).append(position)
+    return [position for own in scopes.values() for position in own[: len(own) - len(own) % width]]
 
 
 def _nearest(waiting: Sequence[Sample], budget: int) -> list[int]:

@@ -1,9 +1,10 @@
-"""The waiting line: samples in the order of their priority, then of their arrival. Pure: no torch, no clock."""
+"""The waiting lines: a tenant's samples by priority, then arrival, and tenants by turns. Pure: no torch, no clock."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 from server.admission import Load
@@ -66,6 +67,89 @@ class WaitingQueue(Generic[Entry]):
         self._entries[:depth] = [self._entries[i] for i in range(depth) if i not in gone]
         self._tokens -= sum(entry.length for entry in taken)
         return taken
+
+
+class FairQueue(Generic[Entry]):
+    """A line for every tenant, merged so that each gets the same share of the device's tokens.
+
+    Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): every tenant has a clock of the tokens that were
+    taken for it, and the next sample is always from the line whose clock is behind. A tenant that comes back after a
+    pause starts at the clock of those that wait, so it has nothing saved up.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, WaitingQueue[Entry]] = {}
+        self._clocks: dict[str, int] = {}
+        self._now = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    @property
+    def load(self) -> Load:
+        loads = [line.load for line in self._lines.values()]
+        return Load(sum(load.items for load in loads), sum(load.tokens for load in loads))
+
+    def load_of(self, tenant: str) -> Load:
+        return self._lines[tenant].load if tenant in self._lines else Load(0, 0)
+
+    def join(self, tenant: str, entries: Sequence[Entry]) -> None:
+        """Adds one request's entries, in ascending rank."""
+        if tenant not in self._lines:
+            self._lines[tenant] = WaitingQueue()
+            self._clocks[tenant] = max(self._clocks.get(tenant, 0), self._now)
+        self._lines[tenant].join(entries)
+
+    def leave(self, tenant: str, first: Rank, last: Rank) -> None:
+        """Removes what still waits of the request whose entries have the ranks `first` to `last`."""
+        if tenant in self._lines:
+            self._lines[tenant].leave(first, last)
+            self._forget(tenant)
+
+    def head(self, count: int) -> list[Entry]:
+        """The first `count` entries in the order in which they are due; they stay in the queue."""
+        return [entry for _, _, entry in self._due(count)]
+
+    def take(self, positions: Sequence[int]) -> list[Entry]:
+        """Removes and returns the entries at `positions` of `head`, in that order."""
+        due = self._due(max(positions) + 1)
+        taken: dict[str, list[int]] = {}
+        for position in positions:
+            tenant, place, _ = due[position]
+            taken.setdefault(tenant, []).append(place)
+        for tenant, places in taken.items():
+            gone = self._lines[tenant].take(places)
+            self._clocks[tenant] += sum(entry.length for entry in gone)
+        waiting = [self._clocks[tenant] for tenant, line in self._lines.items() if len(line)]
+        # Where nobody is left waiting, nobody is owed anything for what ran alone.
+        self._now = max(self._now, min(waiting) if waiting else max(self._clocks.values()))
+        for tenant in taken:
+            self._forget(tenant)
+        return [due[position][2] for position in positions]
+
+    def _due(self, count: int) -> list[tuple[str, int, Entry]]:
+        """The first `count` entries, each with its tenant and its place in that tenant's line."""
+        if len(self._lines) == 1:
+            ((tenant, line),) = self._lines.items()
+            return [(tenant, place, entry) for place, entry in enumerate(line.head(count))]
+        heads = {tenant: line.head(count) for tenant, line in self._lines.items()}
+        clocks = [(self._clocks[tenant], tenant, 0) for tenant in heads]
+        heapify(clocks)
+        due: list[tuple[str, int, Entry]] = []
+        while clocks and len(due) < count:
+            clock, tenant, place = heappop(clocks)
+            entry = heads[tenant][place]
+            due.append((tenant, place, entry))
+            if place + 1 < len(heads[tenant]):
+                heappush(clocks, (clock + entry.length, tenant, place + 1))
+        return due
+
+    def _forget(self, tenant: str) -> None:
+        """Ends an empty line; its clock is kept only while it is ahead, so that tenants cannot pile up."""
+        if not len(self._lines[tenant]):
+            del self._lines[tenant]
+        for name in [name for name, clock in self._clocks.items() if name not in self._lines and clock <= self._now]:
+            del self._clocks[name]
 
 
 def _rank(entry: Ranked) -> Rank:

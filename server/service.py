@@ -21,7 +21,7 @@ from revmux_core.tokenization import Text
 from server import __version__
 from server.adaptive import AdaptiveMenu, CostModel, ladder
 from server.admission import QueueLimits
-from server.batcher import Answers, Batcher, Pending
+from server.batcher import Answers, Batcher, Pending, Terms
 from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
 from server.errors import (
     ClientDisconnected,
@@ -66,6 +66,7 @@ class Work:
 
     texts: Sequence[Text]
     truncate: bool
+    tenant: str
     quality: Quality | None = None
     max_width: int | None = None
     max_tokens: int | None = None
@@ -159,16 +160,20 @@ class Service:
             self._model.tokenizer.close()
             self._model.engine.close()
 
-    def authorize(self, header: str | None) -> None:
-        """Checks an `Authorization` header. Raises `Unauthorized` where a key is needed and this is none of them."""
+    def authorize(self, header: str | None) -> str:
+        """The tenant that an `Authorization` header speaks for: the number of its key, or "" on an open server.
+
+        Raises `Unauthorized` where a key is needed and this is none of them.
+        """
         keys = self.settings.api_keys
         if not keys:
-            return
+            return ""
         sent = (header or "").removeprefix("Bearer ").encode()
         # Every key is compared, so that the time taken tells nothing about any.
         matches = [hmac.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
         if not any(matches):
             raise Unauthorized
+        return str(matches.index(True))
 
     def require_ready(self) -> Model:
         """The model, for new work. Raises `Unavailable` while there is none, or none any more."""
@@ -221,7 +226,8 @@ class Service:
         max_width = model.widths[-1] if work.max_width is None else work.max_width
         if quality == "exact":
             max_width = PLAIN_ONLY
-        pending = model.batcher.submit(samples, max_width, work.priority, quality == "guaranteed")
+        terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant)
+        pending = model.batcher.submit(samples, terms)
         watcher = asyncio.create_task(_fail_on_disconnect(receive, pending))
         try:
             answers = await pending.answers
@@ -256,7 +262,12 @@ class Service:
         quality = settings.quality
         if quality == "auto":
             quality = "guaranteed" if menu.cascades else "fast"
-        if len(menu.points) == 1 and len(classifier.points) > 1 and isinstance(settings.width, str) and not settings.point:
+        if (
+            len(menu.points) == 1
+            and len(classifier.points) > 1
+            and isinstance(settings.width, str)
+            and not settings.point
+        ):
             logger.warning(
                 "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
                 "(measure with `revmux card`, calibrate, or choose --min-agreement, --width or --point)",
@@ -274,8 +285,9 @@ class Service:
             length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
             rungs = ladder(menu, rates, CostModel.fit(timings), max_batch_tokens, length)
             adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
-        limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens)
-        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics)
+        share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
+        limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
+        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics, settings.mux_scope)
         model = Model(
             manifest=manifest,
             menu=menu,

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from revmux_core.cascade import Cascade
 from revmux_core.errors import RevmuxError
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
+from server.planner import MuxScope
 
 PREFIX = "REVMUX_"
 
@@ -66,6 +67,13 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Accepted API keys, with commas between them; none leaves the server open."
+    )
+    mux_scope: MuxScope = Field(
+        "tenant",
+        description="Whose texts may share a sequence: those of one request, of one tenant (API key), or any.",
+    )
+    tenant_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the queue that one of several tenants may fill before it gets 429."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe logs to write.")
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, UnknownModel
-from server.routes.common import WORK_ERRORS, RawRoute, authorized_service, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, RawRoute, authorized, body_docs, error_docs, json_response
 from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
 from server.service import Work
 
@@ -22,11 +22,11 @@ _BODY = body_docs(ClassifyRequest, {"input": ["a gripping film", "a waste of tim
 @router.post("/classify", response_model=ClassifyResponse, responses=_DOCS, openapi_extra=_BODY)
 async def classify(request: Request) -> Response:
     """Classifies one text, one pair of texts, or a list of those."""
-    service = authorized_service(request)
+    service, tenant = authorized(request)
     service.require_ready()
     query = parse(ClassifyRequest, await request.body())
     service.require_model(query.model)
-    result = await service.classify(_work(query), request.receive)
+    result = await service.classify(_work(query, tenant), request.receive)
     labels = service.model.manifest.labels
     data = []
     for index, answer in enumerate(result.answers.items):
@@ -57,7 +57,7 @@ async def classify(request: Request) -> Response:
     return json_response(content, result.answers)
 
 
-def _work(query: ClassifyRequest) -> Work:
+def _work(query: ClassifyRequest, tenant: str) -> Work:
     if query.truncate_prompt_tokens == 0:
         raise InvalidRequest(
             "`truncate_prompt_tokens` must be -1 (the model's limit) or at least 1", param="truncate_prompt_tokens"
@@ -65,6 +65,7 @@ def _work(query: ClassifyRequest) -> Work:
     return Work(
         texts=query.input,
         truncate=query.truncate,
+        tenant=tenant,
         quality=query.quality,
         max_width=query.max_width,
         max_tokens=None if query.truncate_prompt_tokens == -1 else query.truncate_prompt_tokens,

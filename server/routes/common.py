@@ -45,11 +45,10 @@ def service_of(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def authorized_service(request: Request) -> Service:
-    """The service. Raises `Unauthorized` where the request lacks a valid key."""
+def authorized(request: Request) -> tuple[Service, str]:
+    """The service and the tenant who asks. Raises `Unauthorized` where the request lacks a valid key."""
     service = service_of(request)
-    service.authorize(request.headers.get("authorization"))
-    return service
+    return service, service.authorize(request.headers.get("authorization"))
 
 
 def json_response(content: object, answers: Answers) -> Response:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.batcher import Answer
-from server.routes.common import WORK_ERRORS, RawRoute, authorized_service, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, RawRoute, authorized, body_docs, error_docs, json_response
 from server.schemas import PredictErrorResponse, Prediction, PredictRequest, parse
 from server.service import Work
 
@@ -25,11 +25,11 @@ async def predict(request: Request) -> Response:
     `inputs` is one text, ONE pair of texts as a list of two strings (never a batch of two), or a batch as a list of
     lists. One input answers a list, a batch a list of lists.
     """
-    service = authorized_service(request)
+    service, tenant = authorized(request)
     service.require_ready()
     query = parse(PredictRequest, await request.body())
     texts, batched = query.inputs
-    result = await service.classify(Work(texts, truncate=query.truncate is True), request.receive)
+    result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request.receive)
     labels = service.model.manifest.labels
     ranked = [_ranked(answer, labels, query.raw_scores) for answer in result.answers.items]
     return json_response(ranked if batched else ranked[0], result.answers)

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from server import __version__
 from server.errors import Unauthorized, Unavailable
-from server.routes.common import authorized_service, error_docs, service_of
+from server.routes.common import authorized, error_docs, service_of
 from server.schemas import (
     CertifiedCascade,
     ErrorResponse,
@@ -30,7 +30,8 @@ _DOCS = error_docs((Unauthorized, Unavailable), ErrorResponse)
 @router.get("/v1/models", responses=_DOCS)
 async def models(request: Request) -> ModelList:
     """The loaded model, in OpenAI's list form."""
-    model = authorized_service(request).model
+    service, _ = authorized(request)
+    model = service.model
     card = ModelCard(id=model.manifest.name, object="model", created=model.loaded_at, owned_by="revmux")
     return ModelList(object="list", data=[card])
 
@@ -38,7 +39,7 @@ async def models(request: Request) -> ModelList:
 @router.get("/info", responses=_DOCS)
 async def info(request: Request) -> InfoResponse:
     """The model, its operating points, the limits that requests meet, and versions."""
-    service = authorized_service(request)
+    service, _ = authorized(request)
     model, settings = service.model, service.settings
     points = [
         Point(

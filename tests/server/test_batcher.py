@@ -19,7 +19,7 @@ from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
-from server.batcher import Batcher, Pending, Scores
+from server.batcher import Batcher, Pending, Scores, Terms
 from server.engine import Engine
 from server.errors import ClientDisconnected, InferenceFailed, QueueFull
 from server.metrics import Metrics
@@ -120,7 +120,7 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
             if action == "submit":
                 lengths, max_width, priority, guaranteed = arguments
                 number = len(requests)
-                pending = batcher.submit(samples_of(number, lengths), max_width, priority, guaranteed)
+                pending = batcher.submit(samples_of(number, lengths), Terms(max_width, priority, guaranteed))
                 requests[number] = pending, len(lengths), max_width, guaranteed
             elif action == "finish" and device.batches:
                 device.finish()
@@ -158,10 +158,10 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
 async def test_while_a_batch_runs_the_next_one_gathers() -> None:
     device = ManualDevice()
     batcher = batcher_on(device)
-    batcher.submit(samples_of(0, [5]), 4, 0)
+    batcher.submit(samples_of(0, [5]), Terms(4, 0))
     await settle()
     for request in range(1, 5):
-        batcher.submit(samples_of(request, [5]), 4, 0)
+        batcher.submit(samples_of(request, [5]), Terms(4, 0))
         await settle()
     assert [len(samples) for samples, _ in device.batches] == [1]
     device.finish()
@@ -174,9 +174,9 @@ async def test_while_a_batch_runs_the_next_one_gathers() -> None:
 async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
     device = ManualDevice(lambda ids, point: ids[1] > 0)
     batcher = batcher_on(device)
-    first = batcher.submit(samples_of(0, [5, 5]), 1, 0, guaranteed=True)
+    first = batcher.submit(samples_of(0, [5, 5]), Terms(1, 0, guaranteed=True))
     await settle()
-    later = batcher.submit(samples_of(1, [30]), 1, 0)
+    later = batcher.submit(samples_of(1, [30]), Terms(1, 0))
     device.finish()
     await settle()
     assert [(g.point, g.start) for g in device.plans[-1].groups] == [(LATER, EARLY.prefill)]
@@ -196,9 +196,9 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
     device = ManualDevice()
     rungs = [Rung(Menu((PLAIN,)), 0.01), Rung(MENU, 0.005)]
     batcher = Batcher(device, MENU, AdaptiveMenu(rungs, patience=0.2), BUDGET, QueueLimits(100, 10**6), Metrics("test"))
-    batcher.submit(samples_of(0, [5]), 4, 0)
+    batcher.submit(samples_of(0, [5]), Terms(4, 0))
     await settle()
-    batcher.submit(samples_of(1, [5] * 8), 4, 0)
+    batcher.submit(samples_of(1, [5] * 8), Terms(4, 0))
     device.finish()
     await settle()
     assert [[group.point.width for group in plan.groups] for plan in device.plans] == [[1], [4]]
@@ -209,7 +209,7 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
 async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
     device = ManualDevice(lambda ids, point: True)
     batcher = batcher_on(device)
-    gone = batcher.submit(samples_of(0, [5]), 1, 0, guaranteed=True)
+    gone = batcher.submit(samples_of(0, [5]), Terms(1, 0, guaranteed=True))
     await settle()
     gone.fail(ClientDisconnected())
     batcher.withdraw(gone)
@@ -222,7 +222,7 @@ async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
 async def test_a_full_queue_hands_one_batch_over_early() -> None:
     device = ManualDevice()
     batcher = batcher_on(device)
-    batcher.submit(samples_of(0, [10] * 20), 4, 0)
+    batcher.submit(samples_of(0, [10] * 20), Terms(4, 0))
     await settle()
     assert [len(samples) for samples, _ in device.batches] == [4, 4]
     assert batcher.load == Load(12, 120)
@@ -232,7 +232,7 @@ async def test_lower_priority_values_go_first() -> None:
     device = ManualDevice()
     batcher = batcher_on(device)
     for request, priority in enumerate([0, 5, -5]):
-        batcher.submit(samples_of(request, [40]), 4, priority)
+        batcher.submit(samples_of(request, [40]), Terms(4, priority))
     await settle()
     order = []
     while device.batches:
@@ -244,9 +244,9 @@ async def test_lower_priority_values_go_first() -> None:
 
 async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
     batcher = batcher_on(ManualDevice(), max_items=2)
-    batcher.submit(samples_of(0, [5, 5]), 4, 0)
+    batcher.submit(samples_of(0, [5, 5]), Terms(4, 0))
     with pytest.raises(QueueFull) as refused:
-        batcher.submit(samples_of(1, [5]), 4, 0)
+        batcher.submit(samples_of(1, [5]), Terms(4, 0))
     assert refused.value.headers == {"Retry-After": "1"}
 
 
@@ -254,8 +254,8 @@ async def test_a_failing_batch_fails_its_requests_only() -> None:
     device = ManualDevice()
     batcher = batcher_on(device)
     # The first request needs two batches; the first of them fails.
-    broken = batcher.submit(samples_of(0, [20] * 3), 4, 0)
-    sound = batcher.submit(samples_of(1, [20]), 4, 0)
+    broken = batcher.submit(samples_of(0, [20] * 3), Terms(4, 0))
+    sound = batcher.submit(samples_of(1, [20]), Terms(4, 0))
     await settle()
     assert device.fail() == {0}
     await settle()
@@ -275,12 +275,31 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     batcher = Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"))
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
-    answers = await batcher.submit(samples, max_width, 0).answers
+    answers = await batcher.submit(samples, Terms(max_width)).answers
     order = tuple(sorted(range(len(samples)), key=lambda i: len(samples[i])))
     point = next(point for point in points if point.width == max_width)
     expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id)).logits
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
     assert [answer.mux_width for answer in answers.items] == [max_width] * max_width
+    engine.close()
+
+
+@pytest.mark.parametrize(("scope", "changes"), [("request", False), ("tenant", False), ("any", True)])
+async def test_no_text_outside_the_scope_changes_an_answer(tiny_bundle: Bundle, scope: Any, changes: bool) -> None:
+    menu = Menu(served_points(tiny_bundle.classifier.points, LAYERS))
+    engine = Engine(tiny_bundle, menu.points, torch.device("cpu"))
+    batcher = Batcher(
+        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), mux_scope=scope
+    )
+    own = tiny_bundle.tokenizer([("a good film", None), ("a bad film", None), ("not very good", None)])
+    answers = []
+    for word in ("word1", "word2"):
+        # Of the same length, so that whatever changes is not the shape of the batch.
+        others = tiny_bundle.tokenizer([(f"{word} {word} {word}", None)])
+        mine = batcher.submit(own, Terms(4, tenant="mine"))
+        batcher.submit(others, Terms(4, tenant="theirs"))
+        answers.append([answer.logits for answer in (await mine.answers).items])
+    assert (answers[0] != answers[1]) == changes
     engine.close()
 
 
@@ -294,7 +313,7 @@ async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     )
     samples = tiny_bundle.tokenizer([("a film", None)])
     with pytest.raises(InferenceFailed):
-        await batcher.submit(samples, 4, 0).answers
+        await batcher.submit(samples, Terms(4)).answers
     hook.remove()
-    assert (await batcher.submit(samples, 4, 0).answers).items[0].mux_width == 1
+    assert (await batcher.submit(samples, Terms(4)).answers).items[0].mux_width == 1
     engine.close()

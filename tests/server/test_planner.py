@@ -27,6 +27,7 @@ class Waiting:
     length: int
     max_width: int = 4
     guaranteed: bool = False
+    scope: str = ""
     start: int = 0
     resumes_at: OperatingPoint | None = None
 
@@ -125,7 +126,7 @@ def test_an_early_exit_takes_what_is_left_over_but_not_what_must_run_plain() -> 
         st.one_of(
             st.builds(Waiting, st.integers(1, 40), st.sampled_from([PLAIN_ONLY, 1, 2, 4]), st.booleans()),
             st.builds(
-                lambda length, resumed: Waiting(length, 4, True, *resumed),
+                lambda length, resumed: Waiting(length, 4, True, "", *resumed),
                 st.integers(1, 40),
                 st.sampled_from([(2, LATER), (4, PLAIN), (3, PLAIN)]),
             ),
@@ -158,3 +159,17 @@ def test_a_wider_cascade_is_served_only_where_it_is_faster() -> None:
     assert served_cascades([(two, 1.2), (exits, 1.9), (four, 1.4)]) == (exits,)
     assert served_cascades([(four, 1.4), (two, 1.2)]) == (two, four)
     assert served_cascades([(two, 0.9)]) == ()
+
+
+@given(st.lists(st.builds(Waiting, st.integers(1, 40), scope=st.sampled_from("abc")), min_size=1, max_size=40))
+def test_no_composite_crosses_a_scope_and_few_are_left_over(waiting: list[Waiting]) -> None:
+    batch = plan_batch(waiting, 10**6, POINTS)
+    plain = {"a": 0, "b": 0, "c": 0}
+    for group in batch.plan.groups:
+        scopes = [waiting[batch.members[row]].scope for row in group.members]
+        for at in range(0, len(scopes), group.point.width):
+            assert len(set(scopes[at : at + group.point.width])) == 1
+        if group.point == PLAIN:
+            for scope in scopes:
+                plain[scope] += 1
+    assert all(count < 2 for count in plain.values())
