@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from revmux_core.batch import Prefilled
@@ -15,6 +16,7 @@ from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu
 from server.admission import Load, QueueLimits, retry_after
 from server.errors import InferenceFailed, QueueFull
+from server.guard import Guards
 from server.metrics import Metrics
 from server.planner import Menu, MuxScope, plan_batch
 from server.queue import FairQueue, Rank
@@ -30,15 +32,17 @@ SMOOTHING = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A batch's `logits` and `probs`, `[S][C]`, in the order of its samples, and the `seconds` that computing took.
+    """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`, and `confidences`, `[S]`.
 
-    `unsure` has the states of the samples whose confidence was under their threshold, by their number.
+    `seconds` is what computing took; `kept` has the states of the samples whose confidence was under their threshold,
+    by number.
     """
 
     logits: list[list[float]]
     probs: list[list[float]]
+    confidences: list[float]
     seconds: float
-    unsure: Mapping[int, Prefilled]
+    kept: Mapping[int, Prefilled]
 
 
 class BatchEngine(Protocol):
@@ -104,9 +108,21 @@ class Pending:
             self.answers.set_exception(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """What would have been answered: the label's number, at which width, and by a certified cascade or fast."""
+
+    label: int
+    width: int
+    guaranteed: bool
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One sample of a request waiting: its tokens or, once it was escalated to a `step` of a cascade, its states."""
+    """One waiting sample of a request: its tokens or, once a point was run on it, its states and where it goes on.
+
+    `cascade` is the one it was escalated in, at `step`. An audited sample ends on the plain path whatever a point says.
+    """
 
     request: Pending
     item: int
@@ -114,25 +130,23 @@ class _Entry:
     length: int
     max_width: int
     guaranteed: bool
+    audited: bool
     scope: Hashable
     rank: Rank
+    resumes_at: OperatingPoint | None = None
     cascade: Cascade | None = None
     step: int = 0
+    audit: _Audit | None = None
 
     @property
     def start(self) -> int:
         return self.sample.depth if isinstance(self.sample, Prefilled) else 0
 
-    @property
-    def resumes_at(self) -> OperatingPoint | None:
-        if self.cascade is None:
-            return None
-        return self.cascade.at(self.step)
-
-    def escalate(self, cascade: Cascade, states: Prefilled) -> None:
-        """Goes on from `states` at the next step of `cascade`."""
-        self.cascade, self.sample = cascade, states
+    def escalate(self, cascade: Cascade) -> None:
+        """Goes on at the next step of `cascade`."""
+        self.cascade = cascade
         self.step += 1
+        self.resumes_at = cascade.at(self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +175,7 @@ class Batcher:
         max_batch_tokens: int,
         limits: QueueLimits,
         metrics: Metrics,
+        guards: Guards,
         mux_scope: MuxScope = "tenant",
     ) -> None:
         self._engine = engine
@@ -169,6 +184,7 @@ class Batcher:
         self._budget = max_batch_tokens
         self._limits = limits
         self._metrics = metrics
+        self._guards = guards
         self._mux_scope = mux_scope
         self._queue: FairQueue[_Entry] = FairQueue()
         self._running: set[asyncio.Task[None]] = set()
@@ -195,7 +211,17 @@ class Batcher:
         self._queue.join(
             terms.tenant,
             [
-                _Entry(pending, item, tokens, len(tokens), terms.max_width, terms.guaranteed, scope, rank)
+                _Entry(
+                    request=pending,
+                    item=item,
+                    sample=tokens,
+                    length=len(tokens),
+                    max_width=terms.max_width,
+                    guaranteed=terms.guaranteed,
+                    audited=self._guards.draw(),
+                    scope=scope,
+                    rank=rank,
+                )
                 for item, (tokens, rank) in enumerate(zip(samples, ranks, strict=True))
             ],
         )
@@ -217,6 +243,7 @@ class Batcher:
         self._dispatch_due = False
         while len(self._queue) and self._device_wants_more():
             menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
+            menu = replace(menu, suspended=self._guards.suspended)
             planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
             entries = self._queue.take(planned.members)
             task = asyncio.get_running_loop().create_task(self._run(entries, planned.plan))
@@ -233,7 +260,10 @@ class Batcher:
         requests = dict.fromkeys(entry.request for entry in entries)
         points = [group.point for group in plan.groups for _ in group.members]
         cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
-        thresholds = [0.0 if cascade is None else cascade.threshold for cascade in cascades]
+        thresholds = [
+            math.inf if entry.audited else 0.0 if cascade is None else cascade.threshold
+            for entry, cascade in zip(entries, cascades, strict=True)
+        ]
         scores: Scores | None = None
         try:
             scores = await self._engine.run([entry.sample for entry in entries], plan, thresholds)
@@ -244,9 +274,9 @@ class Batcher:
                 self.withdraw(request)
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
-        unsure = {} if scores is None else scores.unsure
-        for number, states in unsure.items():
-            self._escalate(entries[number], cascades[number], states)
+        if scores is not None:
+            for number, states in scores.kept.items():
+                self._go_on(entries[number], points[number], cascades[number], states, number, scores)
         self._dispatch()
         if scores is None:
             return
@@ -255,9 +285,13 @@ class Batcher:
         for request in requests:
             request.computed(scores.seconds)
         for number, (entry, point) in enumerate(zip(entries, points, strict=True)):
-            if number not in unsure:
-                escalated = entry.cascade is not None and point == self._menu.plain
+            if number not in scores.kept:
+                escalated = entry.cascade is not None and point == self._menu.plain and entry.audit is None
                 self._metrics.observe_answer(point, entry.cascade or cascades[number], escalated)
+                if entry.audit is not None:
+                    probs = scores.probs[number]
+                    agreed = entry.audit.label == probs.index(max(probs))
+                    self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
                 answer = Answer(scores.logits[number], scores.probs[number], point.width, escalated)
                 entry.request.resolve(entry.item, answer, now)
 
@@ -267,11 +301,28 @@ class Batcher:
             return None
         return entry.cascade or self._menu.cascade_from(point)
 
-    def _escalate(self, entry: _Entry, cascade: Cascade | None, states: Prefilled) -> None:
-        """Puts a sample back where it stood in the line, ahead of all that arrived after it."""
-        if cascade is not None and not entry.request.answers.done():
-            entry.escalate(cascade, states)
-            self._queue.join(entry.request.tenant, [entry])
+    def _go_on(
+        self,
+        entry: _Entry,
+        point: OperatingPoint,
+        cascade: Cascade | None,
+        states: Prefilled,
+        number: int,
+        scores: Scores,
+    ) -> None:
+        """Puts a sample that is not answered yet back where it stood in the line, ahead of all that arrived later."""
+        if entry.request.answers.done():
+            return
+        if cascade is not None and scores.confidences[number] < cascade.threshold:
+            entry.escalate(cascade)
+        else:
+            # Sure enough to be answered; it is here because it is audited.
+            probs = scores.probs[number]
+            width = point.width if cascade is None else cascade.width
+            entry.audit = _Audit(probs.index(max(probs)), width, cascade is not None)
+            entry.resumes_at = self._menu.plain
+        entry.sample = states
+        self._queue.join(entry.request.tenant, [entry])
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
         tokens = sum(entry.length for entry in entries)

@@ -74,17 +74,17 @@ class Engine:
         begun = time.perf_counter()
         outcome = self._bundle.classifier(batch.to(self._device))
         logits = outcome.logits.float().cpu().numpy()
-        unsure = {}
-        if any(thresholds):
-            sure = outcome.confidences.float().cpu().numpy() >= np.asarray(thresholds, dtype=np.float32)
-            for group in outcome.states:
-                for place, member in enumerate(group.members):
-                    if not sure[member]:
-                        unsure[member] = outcome.prefilled(group, place)
+        confidences = outcome.confidences.float().cpu().numpy()
+        kept = {
+            member: outcome.prefilled(group, place)
+            for group in outcome.states
+            for place, member in enumerate(group.members)
+            if confidences[member] < thresholds[member]
+        }
         seconds = time.perf_counter() - begun
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model answered with NaN or infinity")
-        return Scores(logits.tolist(), softmax(logits).tolist(), seconds, unsure)
+        return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

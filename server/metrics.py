@@ -11,6 +11,7 @@ from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan
 from revmux_core.points import OperatingPoint
 from server.admission import Load
+from server.guard import Audit
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _POWERS = tuple(2.0**n for n in range(15))
@@ -78,6 +79,28 @@ class Metrics:
             ["mux_width"],
             registry=registry,
         )
+        labels = ["mux_width", "quality"]
+        self.shadow_answers = Counter(
+            "revmux_shadow_answers",
+            "Answers that were audited: given by the plain path and compared.",
+            [*labels, "agreed"],
+            registry=registry,
+        )
+        self.shadow_agreement = Gauge(
+            "revmux_shadow_agreement", "Share of recent audits that agreed.", labels, registry=registry
+        )
+        self.shadow_agreement_low = Gauge(
+            "revmux_shadow_agreement_low", "Lower end of its 95% interval.", labels, registry=registry
+        )
+        self.shadow_agreement_high = Gauge(
+            "revmux_shadow_agreement_high", "Upper end of its 95% interval.", labels, registry=registry
+        )
+        self.suspended = Gauge(
+            "revmux_cascade_suspended",
+            "1 while audits say that a certified cascade does not keep its target, and it does not answer.",
+            ["mux_width"],
+            registry=registry,
+        )
         self.shed = Counter("revmux_shed_requests", "Requests refused because the queue was full.", registry=registry)
         self.expired = Counter("revmux_expired_requests", "Requests past their deadline.", registry=registry)
         self.cancelled = Counter("revmux_cancelled_requests", "Requests whose client had gone.", registry=registry)
@@ -113,6 +136,17 @@ class Metrics:
             if escalated:
                 self.escalations.labels(cascade.width).inc()
 
+    def observe_audit(self, audit: Audit) -> None:
+        """Counts an audit, and exports what its guard makes of all of this width and quality."""
+        labels = audit.width, audit.quality
+        low, high = audit.guard.interval
+        self.shadow_answers.labels(*labels, str(audit.agreed).lower()).inc()
+        self.shadow_agreement.labels(*labels).set(audit.guard.agreement)
+        self.shadow_agreement_low.labels(*labels).set(low)
+        self.shadow_agreement_high.labels(*labels).set(high)
+        if audit.quality == "guaranteed":
+            self.suspended.labels(audit.width).set(audit.guard.suspended)
+
     def escalation_rate(self, width: int) -> float | None:
         """Share of guaranteed inputs of this cascade that were escalated since the start; None before the first."""
         labels = {"mux_width": str(width)}
@@ -124,6 +158,7 @@ class Metrics:
         """Exports the rates that calibration predicted, by mux width; counters of these widths start at 0."""
         for width, rate in rates.items():
             self.predicted_escalation_rate.labels(width).set(rate)
+            self.suspended.labels(width).set(0)
             self.guaranteed.labels(width)
             self.escalations.labels(width)
 

@@ -42,6 +42,10 @@ class Sample(Protocol):
         """Whether only a certified cascade, or the plain path, may answer it."""
 
     @property
+    def audited(self) -> bool:
+        """Whether the plain path will answer it in the end, whatever a point says before."""
+
+    @property
     def scope(self) -> Hashable:
         """Only samples of one scope may share a composite."""
 
@@ -51,15 +55,19 @@ class Sample(Protocol):
 
     @property
     def resumes_at(self) -> OperatingPoint | None:
-        """The next point of the cascade that it was escalated in; None for a sample that nothing was run on."""
+        """Where it goes on, escalated or audited; None for a sample that nothing was run on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """What a server answers with: `fast` points, cheapest first and the plain one last, and certified `cascades`."""
+    """What a server answers with: `fast` points, cheapest first and the plain one last, and certified `cascades`.
+
+    Cascades of the widths in `suspended` are open to audited samples only.
+    """
 
     fast: tuple[OperatingPoint, ...]
     cascades: tuple[Cascade, ...] = ()
+    suspended: frozenset[int] = frozenset()
 
     @property
     def plain(self) -> OperatingPoint:
@@ -80,7 +88,10 @@ class Menu:
             return sample.resumes_at == point
         if sample.max_width < point.width:
             return False
-        return self.cascade_from(point) is not None if sample.guaranteed else point in self.fast
+        if not sample.guaranteed:
+            return point in self.fast
+        cascade = self.cascade_from(point)
+        return cascade is not None and (sample.audited or cascade.width not in self.suspended)
 
     def cascade_from(self, point: OperatingPoint) -> Cascade | None:
         """The cascade that begins at `point`."""

@@ -33,6 +33,7 @@ from server.errors import (
     Unavailable,
     UnknownModel,
 )
+from server.guard import Audit, Guards
 from server.metrics import Metrics
 from server.planner import PLAIN_ONLY, Menu, served_cascades, served_points
 from server.settings import Settings, SettingsError
@@ -246,6 +247,17 @@ class Service:
             logger.exception("loading failed")
             self.failure = error
 
+    def _report(self, audit: Audit) -> None:
+        self.metrics.observe_audit(audit)
+        if audit.changed and audit.guard.suspended:
+            logger.warning(
+                "the cascade of width %d is suspended: audits say that it no longer agrees with the plain model as "
+                "often as it was certified to; the texts are not those it was calibrated on",
+                audit.width,
+            )
+        elif audit.changed:
+            logger.warning("the cascade of width %d answers again: audits agree often enough", audit.width)
+
     def _build_model(self) -> Model:
         settings = self.settings
         if settings.threads is not None:
@@ -285,9 +297,11 @@ class Service:
             length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
             rungs = ladder(menu, rates, CostModel.fit(timings), max_batch_tokens, length)
             adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
+        target = None if manifest.calibration is None else manifest.calibration.target
+        guards = Guards(target, settings.shadow_share, self._report)
         share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
         limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
-        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics, settings.mux_scope)
+        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics, guards, settings.mux_scope)
         model = Model(
             manifest=manifest,
             menu=menu,

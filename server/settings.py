@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Accepted API keys, with commas between them; none leaves the server open."
     )
+    shadow_share: float = Field(
+        0.01, ge=0, le=1, description="Share of inputs that are audited: answered plain as well, and compared."
+    )
     mux_scope: MuxScope = Field(
         "tenant",
         description="Whose texts may share a sequence: those of one request, of one tenant (API key), or any.",

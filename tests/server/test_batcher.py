@@ -22,6 +22,7 @@ from server.admission import Load, QueueLimits
 from server.batcher import Batcher, Pending, Scores, Terms
 from server.engine import Engine
 from server.errors import ClientDisconnected, InferenceFailed, QueueFull
+from server.guard import Audit, Guards
 from server.metrics import Metrics
 from server.planner import Menu, served_points
 
@@ -64,14 +65,17 @@ class ManualDevice:
         samples, future = self.batches.pop(0)
         plan, thresholds = self._asked.pop(0)
         ids = [ids_of(sample) for sample in samples]
-        unsure = {
-            member: Prefilled(group.point.prefill, torch.tensor([*ids[member], *[0] * (len(samples[member]) - 2)]))
-            for group in plan.groups
-            for member in group.members
-            if thresholds[member] and self._unsure(ids[member], group.point)
-        }
+        confidences = [1.0] * len(samples)
+        kept = {}
+        for group in plan.groups:
+            for member in group.members:
+                if thresholds[member] and self._unsure(ids[member], group.point):
+                    confidences[member] = 0.5
+                if confidences[member] < thresholds[member] and group.point != PLAIN:
+                    states = torch.tensor([*ids[member], *[0] * (len(samples[member]) - 2)])
+                    kept[member] = Prefilled(group.point.prefill, states)
         scores = [[float(i) for i in own] for own in ids]
-        future.set_result(Scores(scores, scores, 0.001, unsure))
+        future.set_result(Scores(scores, scores, confidences, 0.001, kept))
 
     def fail(self) -> set[int]:
         samples, future = self.batches.pop(0)
@@ -85,8 +89,15 @@ def ids_of(sample: Tokens | Prefilled) -> list[int]:
     return sample.ids[:2] if isinstance(sample, Tokens) else sample.states[:2].tolist()
 
 
-def batcher_on(device: Any, max_items: int = 10**6) -> Batcher:
-    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(max_items, 10**6), Metrics("test"))
+def batcher_on(device: Any, max_items: int = 10**6, guards: Guards | None = None) -> Batcher:
+    guards = guards or Guards(0.9, 0)
+    limits = QueueLimits(max_items, 10**6)
+    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, limits, Metrics("test"), guards)
+
+
+def batcher_of(engine: Engine, menu: Menu, mux_scope: Any = "tenant") -> Batcher:
+    limits = QueueLimits(100, 10_000)
+    return Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, limits, Metrics("test"), Guards(0.9, 0), mux_scope)
 
 
 async def settle() -> None:
@@ -112,7 +123,8 @@ step = st.one_of(submit, st.sampled_from([("finish",), ("fail",), ("withdraw",),
 def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any], random: Any) -> None:
     async def scenario() -> None:
         device = ManualDevice(lambda ids, point: random.random() < 0.5)
-        batcher = batcher_on(device)
+        audits: list[Audit] = []
+        batcher = batcher_on(device, guards=Guards(0.9, 0.2, audits.append, random))
         requests: dict[int, tuple[Pending, int, int, bool]] = {}
         withdrawn: set[int] = set()
         failed: set[int] = set()
@@ -144,7 +156,7 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
         for number, (pending, count, max_width, guaranteed) in requests.items():
             error = pending.answers.exception()
             if error is not None:
-                assert isinstance(error, ClientDisconnected) if number in withdrawn else number in failed
+                assert number in (withdrawn if isinstance(error, ClientDisconnected) else failed)
                 continue
             items = pending.answers.result().items
             assert [answer.probs for answer in items] == [[number, item] for item in range(count)]
@@ -195,7 +207,15 @@ async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
 async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
     device = ManualDevice()
     rungs = [Rung(Menu((PLAIN,)), 0.01), Rung(MENU, 0.005)]
-    batcher = Batcher(device, MENU, AdaptiveMenu(rungs, patience=0.2), BUDGET, QueueLimits(100, 10**6), Metrics("test"))
+    batcher = Batcher(
+        device,
+        MENU,
+        AdaptiveMenu(rungs, patience=0.2),
+        BUDGET,
+        QueueLimits(100, 10**6),
+        Metrics("test"),
+        Guards(0.9, 0),
+    )
     batcher.submit(samples_of(0, [5]), Terms(4, 0))
     await settle()
     batcher.submit(samples_of(1, [5] * 8), Terms(4, 0))
@@ -204,6 +224,25 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
     assert [[group.point.width for group in plan.groups] for plan in device.plans] == [[1], [4]]
     device.finish()
     await batcher.close()
+
+
+async def test_an_audited_answer_is_plain_and_compared() -> None:
+    device = ManualDevice()
+    audits: list[Audit] = []
+    batcher = batcher_on(device, guards=Guards(0.9, 1, audits.append))
+    fast = batcher.submit(samples_of(0, [5, 5]), Terms(2))
+    sure = batcher.submit(samples_of(1, [5]), Terms(1, guaranteed=True))
+    while not (fast.answers.done() and sure.answers.done()):
+        await settle()
+        device.finish()
+        await settle()
+    answers = [*fast.answers.result().items, *sure.answers.result().items]
+    assert [(answer.mux_width, answer.escalated) for answer in answers] == [(1, False)] * 3
+    assert sorted((audit.width, audit.quality, audit.agreed) for audit in audits) == [
+        (1, "guaranteed", True),
+        (2, "fast", True),
+        (2, "fast", True),
+    ]
 
 
 async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
@@ -272,7 +311,9 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     points = served_points(classifier.points, classifier.backbone.num_layers)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
-    batcher = Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"))
+    batcher = Batcher(
+        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0)
+    )
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
     answers = await batcher.submit(samples, Terms(max_width)).answers
@@ -289,7 +330,14 @@ async def test_no_text_outside_the_scope_changes_an_answer(tiny_bundle: Bundle, 
     menu = Menu(served_points(tiny_bundle.classifier.points, LAYERS))
     engine = Engine(tiny_bundle, menu.points, torch.device("cpu"))
     batcher = Batcher(
-        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), mux_scope=scope
+        engine,
+        menu,
+        AdaptiveMenu.fixed(menu),
+        512,
+        QueueLimits(100, 10_000),
+        Metrics("test"),
+        Guards(0.9, 0),
+        mux_scope=scope,
     )
     own = tiny_bundle.tokenizer([("a good film", None), ("a bad film", None), ("not very good", None)])
     answers = []
@@ -307,7 +355,9 @@ async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     points = served_points(tiny_bundle.classifier.points, LAYERS)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
-    batcher = Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"))
+    batcher = Batcher(
+        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0)
+    )
     hook = tiny_bundle.classifier.register_forward_hook(
         lambda module, args, outcome: replace(outcome, logits=outcome.logits * torch.nan)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,7 @@ class Waiting:
     length: int
     max_width: int = 4
     guaranteed: bool = False
+    audited: bool = False
     scope: str = ""
     start: int = 0
     resumes_at: OperatingPoint | None = None
@@ -126,7 +127,7 @@ def test_an_early_exit_takes_what_is_left_over_but_not_what_must_run_plain() -> 
         st.one_of(
             st.builds(Waiting, st.integers(1, 40), st.sampled_from([PLAIN_ONLY, 1, 2, 4]), st.booleans()),
             st.builds(
-                lambda length, resumed: Waiting(length, 4, True, "", *resumed),
+                lambda length, resumed: Waiting(length, 4, True, False, "", *resumed),
                 st.integers(1, 40),
                 st.sampled_from([(2, LATER), (4, PLAIN), (3, PLAIN)]),
             ),
@@ -152,6 +153,13 @@ def test_fast_and_guaranteed_samples_share_composites_of_one_point() -> None:
     waiting = [Waiting(8), Waiting(8, guaranteed=True), Waiting(8), Waiting(8, guaranteed=True)]
     menu = Menu((FOUR, PLAIN), (Cascade((FOUR,), 0.7, LAYERS),))
     assert [group.point for group in plan_batch(waiting, 1024, menu).plan.groups] == [FOUR]
+
+
+def test_a_suspended_cascade_is_open_to_audited_samples_only() -> None:
+    menu = replace(CERTIFIED, suspended=frozenset({1}))
+    waiting = [Waiting(8, 1, guaranteed=True), Waiting(8, 1, guaranteed=True, audited=True)]
+    groups = plan_batch(waiting, 1024, menu).plan.groups
+    assert [(group.point, len(group.members)) for group in groups] == [(EARLY, 1), (PLAIN, 1)]
 
 
 def test_a_wider_cascade_is_served_only_where_it_is_faster() -> None:
