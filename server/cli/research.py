@@ -87,3 +87,38 @@ def experiment(
     wanted = read_experiment(file)
     results = Runner(wanted, data, out, base, pick_device(device)).run(lambda line: typer.echo(line, err=True))
     typer.echo(f"wrote {write_report(wanted, results, out)}")
+
+
+def hostile(
+    bundle: Annotated[str, typer.Option("--bundle", help="A built-in bundle's name, or a bundle folder.")],
+    data: DataOption,
+    width: Annotated[int, typer.Option(help="Mux width.", min=2)] = 2,
+    victims: Annotated[int, typer.Option(help="Texts whose answers are attacked, from the head of the data.")] = 200,
+    partners: Annotated[int, typer.Option(help="Texts to attack with, from the end of the data.")] = 100,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """How many answers some partner can change inside a composite: raw, and past the certified threshold."""
+    from tqdm import tqdm
+
+    from revmux_core.bundle import load_bundle
+    from revmux_core.hostile import search_partners
+
+    loaded = load_bundle(bundle, base, pick_device(device))
+    samples = loaded.tokenizer([(example.text, example.pair) for example in read(data, text_column, pair_column, None)])
+    if len(samples) < victims + partners:
+        raise RevmuxError(f"the data has {len(samples)} texts, fewer than {victims} victims and {partners} partners")
+    calibrated = {cascade.width: cascade for cascade, _ in loaded.cascades()}
+    with tqdm(total=partners, desc="partners", unit="partner", disable=None) as bar:
+        report = search_partners(
+            loaded,
+            loaded.point(width),
+            samples[:victims],
+            samples[-partners:],
+            calibrated.get(width),
+            lambda: bar.update() and None,
+        )
+    print_report(report.to_json(), as_json)

@@ -109,7 +109,7 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
     bundle = load_bundle(calibrated_path)
     texts, samples = random_samples(bundle, 64, seed=3)
     plain = [bundle.manifest.labels[label] for label in plain_labels(bundle.classifier, samples, 0)]
-    with running_server(lambda: bundle, width="max") as (client, _):
+    with running_server(lambda: bundle, width="max", shadow_share=0) as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         data = classify(client, input=texts)["data"]
         assert {item["escalated"] for item in data} == {True, False}
@@ -127,6 +127,14 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
         for cascade in info["cascades"]:
             assert abs(cascade["realised_escalation_rate"] - cascade["predicted_escalation_rate"]) < 0.3
             assert f'revmux_escalations_total{{mux_width="{cascade["width"]}"}}' in metrics
+    with running_server(lambda: bundle, width="max", shadow_share=1) as (client, _):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        audited = classify(client, input=texts)["data"]
+        assert [item["label"] for item in audited] == plain
+        metrics = client.get("/metrics").text
+        width = info["cascades"][0]["width"]
+        assert f'revmux_shadow_agreement{{mux_width="{width}",quality="guaranteed"}}' in metrics
+        assert f'revmux_cascade_suspended{{mux_width="{width}"}} 0.0' in metrics
     with running_server(lambda: bundle, quality="exact") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         assert [item["label"] for item in classify(client, input=texts)["data"]] == plain
