@@ -48,7 +48,8 @@ class Task(_Strict):
 
 class Run(_Strict):
     """One contender, trained once. `upper` None is every layer from `prefill` up; `layers` prunes the backbone first
-    to a distilled student with these layers, so that methods compound with it.
+    to a distilled student with these layers, and `int8` quantizes the linear maps of its layers after training, so that
+    methods compound with either.
 
     A cascade has exits after `exits` layers. Every half of the held-out text is answered with the threshold that gave
     the other half the ideal `speedup`.
@@ -60,6 +61,7 @@ class Run(_Strict):
     prefill: int | None = None
     upper: tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
+    int8: bool | None = None
     exits: tuple[int, ...] | None = None
     speedup: float | None = None
     delta_rank: int = 0

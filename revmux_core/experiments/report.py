@@ -74,6 +74,8 @@ def contender_name(run: Run, point: str) -> str:
         parts.append(f"aimed at {run.speedup:g}")
     if run.layers is not None:
         parts.append(f"layers {'.'.join(map(str, run.layers))}")
+    if run.int8:
+        parts.append("int8")
     if run.delta_rank:
         parts.append(f"deltas of rank {run.delta_rank}")
     for name in ("ce", "kl", "infonce"):

@@ -99,10 +99,10 @@ class Runner:
         if points:
             classifier, parameters, own_seconds = self._trained(run, task, backbone, points)
             seconds += own_seconds
-        elif run.method == INT8:
-            classifier = _in_int8(MuxClassifier(backbone, {}))
         else:
             classifier = MuxClassifier(backbone, {})
+        if run.int8 or run.method == INT8:
+            classifier = _in_int8(classifier)
         classifier.to(self._device)
         if run.method == CASCADE:
             figures = _measure_cascade(run, task, classifier, points)
@@ -288,7 +288,7 @@ class Runner:
 def _speedup(run: Run, task: _Prepared, classifier: MuxClassifier, point: OperatingPoint) -> float:
     """The engine's speed-up over the plain path. What a run learnt does not change it, so seeds and losses share one
     measurement."""
-    key = (run.method, point, run.layers, bool(run.delta_rank))
+    key = (run.method, point, run.layers, run.int8, bool(run.delta_rank))
     if key not in task.speedups:
         own = partial(run_all, classifier, task.eval_samples, point, task.bundle.tokenizer.pad_id, BATCH_TOKENS)
         times = time_in_turn({PLAIN: partial(_run_plain, task), "own": own}, _ROUNDS)
@@ -376,6 +376,7 @@ def _schedule(run: Run) -> Schedule:
 
 
 def _in_int8(classifier: MuxClassifier) -> MuxClassifier:
-    """The same plain model with dynamically quantized linear maps, PyTorch's own way to int8 on a CPU."""
+    """The same with dynamically quantized linear maps of the backbone, PyTorch's own way to int8 on a CPU."""
     quantized = torch.ao.quantization.quantize_dynamic(classifier.frozen, {nn.Linear}, dtype=torch.qint8)
-    return MuxClassifier(view(quantized), {})
+    adapters = {point: classifier.adapters_of(point) for point in classifier.points if point != classifier.plain}
+    return MuxClassifier(view(quantized), adapters)

@@ -28,6 +28,7 @@ runs:
   - {{method: [revmux, mux-plm], width: [2, 4], prefill: 2, seed: [0, 1]}}
   - {{method: revmux, width: 2, prefill: 1, upper: [[2, 3]], delta_rank: 2, join_rounds: 1}}
   - {{method: early-exit, prefill: 2}}
+  - {{method: early-exit, prefill: 2, int8: true}}
   - {{method: cascade, exits: [[1, 2]], speedup: [1.5, 2.5]}}
   - {{method: revmux-published, width: 2, prefill: 1, layers: [[0, 2]], infonce: 0}}
 """
@@ -45,7 +46,7 @@ def test_a_matrix_runs_resumes_and_reports(experiment: Experiment, tmp_path: Pat
     said: list[str] = []
     out = tmp_path / "out"
     results = Runner(experiment, tmp_path, out, None, torch.device("cpu")).run(said.append)
-    assert len(results) == len(said) == 3 + 8 + 5
+    assert len(results) == len(said) == 3 + 8 + 6
 
     # A lost result is made again, and no other.
     lost = out / "runs" / f"{experiment.expand()[4].key}.json"
@@ -62,6 +63,7 @@ def test_a_matrix_runs_resumes_and_reports(experiment: Experiment, tmp_path: Pat
     student = next(result for result in results if result["run"]["method"] == "pruned-student")
     assert student["agreement_without_composite"] is None
     assert rows["early-exit, n1-l2"].ideal_speedup == pytest.approx(2)
+    assert rows["early-exit, n1-l2, int8"].ideal_speedup == pytest.approx(2)
     slow, fast = (rows[f"cascade, n1-l1 n1-l2, aimed at {speedup}"] for speedup in (1.5, 2.5))
     assert slow.ideal_speedup < fast.ideal_speedup
     assert rows["revmux, n2-l2-u2.3"].agreement_without_composite is not None
