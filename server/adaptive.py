@@ -73,11 +73,11 @@ class Rung:
     seconds_per_token: float
 
 
-def ladder(menu: Menu, escalation_rates: Mapping[int, float], costs: CostModel, budget: int, length: int) -> list[Rung]:
+def ladder(menu: Menu, speedups: Mapping[int, float], costs: CostModel, budget: int, length: int) -> list[Rung]:
     """Rungs from the plain path alone to all of `menu`, each adding what is next faster.
 
-    `escalation_rates` are those that calibration predicted, by the width of a cascade; seconds are those of batches of
-    `budget` tokens in samples of `length`.
+    `speedups` are the ideal ones that calibration predicted, escalations counted, by the width of a cascade; seconds are
+    those of batches of `budget` tokens in samples of `length`.
     """
 
     def at(point: OperatingPoint) -> float:
@@ -87,8 +87,10 @@ def ladder(menu: Menu, escalation_rates: Mapping[int, float], costs: CostModel, 
     layers = menu.plain.prefill
     choices: list[tuple[float, OperatingPoint | Cascade]] = [(at(point), point) for point in menu.fast[:-1]]
     for cascade in menu.cascades:
-        rest = plain * (1 - cascade.points[-1].prefill / layers)
-        choices.append((at(cascade.points[0]) + escalation_rates[cascade.width] * rest, cascade))
+        first = cascade.points[0]
+        # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed.
+        rest = max(1 / speedups[cascade.width] - first.ideal_cost(layers), 0.0)
+        choices.append((at(first) + plain * rest, cascade))
     rungs = [Rung(Menu((menu.plain,)), plain)]
     for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):
         if seconds >= rungs[-1].seconds_per_token:

@@ -293,9 +293,9 @@ class Service:
         adaptive = AdaptiveMenu.fixed(menu)
         if settings.width == "auto" and settings.point is None:
             certified = [] if manifest.calibration is None else manifest.calibration.cascades
-            rates = {entry.width: entry.escalation_rate for entry in certified}
+            speedups = {entry.width: entry.ideal_speedup for entry in certified}
             length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
-            rungs = ladder(menu, rates, CostModel.fit(timings), max_batch_tokens, length)
+            rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
             adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
         target = None if manifest.calibration is None else manifest.calibration.target
         guards = Guards(target, settings.shadow_share, self._report)

@@ -88,7 +88,7 @@ def test_the_ladder_goes_from_plain_to_everything() -> None:
     costs = CostModel({PLAIN: (0, 1e-4, 0), TWO: (0, 0.75e-4, 0), EXIT: (0, 0.5e-4, 0)})
     exits, two = Cascade((EXIT,), 0.9, LAYERS), Cascade((TWO,), 0.9, LAYERS)
     menu = Menu((EXIT, PLAIN), (exits, two))
-    rungs = ladder(menu, {1: 0.2, 2: 0.1}, costs, BUDGET, 32)
+    rungs = ladder(menu, {1: 1 / 0.6, 2: 1 / 0.8}, costs, BUDGET, 32)
     assert [rung.menu for rung in rungs] == [
         Menu((PLAIN,)),
         Menu((PLAIN,), (two,)),
