@@ -76,8 +76,8 @@ class Rung:
 def ladder(menu: Menu, speedups: Mapping[int, float], costs: CostModel, budget: int, length: int) -> list[Rung]:
     """Rungs from the plain path alone to all of `menu`, each adding what is next faster.
 
-    `speedups` are the ideal ones that calibration predicted, escalations counted, by the width of a cascade; seconds are
-    those of batches of `budget` tokens in samples of `length`.
+    `speedups` are the ideal ones that calibration predicted, escalations counted, by the width of a cascade. Seconds
+    are those of batches of `budget` tokens in samples of `length`.
     """
 
     def at(point: OperatingPoint) -> float:
