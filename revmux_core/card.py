@@ -11,7 +11,7 @@ from typing import Any
 from revmux_core.benchmark import measure_speed
 from revmux_core.bundle import Bundle
 from revmux_core.evaluation import draws_at, evaluate, plain_labels
-from revmux_core.manifest import Manifest, record_measurements
+from revmux_core.manifest import Calibration, Manifest, record_measurements
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -64,8 +64,13 @@ def measure_and_write(
         ],
     }
     manifest = record_measurements(folder, measured)
-    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    write_card(folder, manifest)
     return manifest
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Writes the model card of a bundle that was measured."""
+    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
 
 
 def machine() -> str:
@@ -106,6 +111,7 @@ def model_card(manifest: Manifest) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, manifest.num_layers) for row in measured["points"]),
         "",
+        *_certified(manifest.calibration),
         "## Training",
         "",
     ]
@@ -134,6 +140,30 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _certified(calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return []
+    rows = [
+        f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {entry.score} | "
+        f"{entry.threshold:.3f} | {entry.escalation_rate:.1%} | {entry.agreement:.1%} | "
+        f"{entry.certified_agreement:.1%} | {entry.ideal_speedup:.2f} |"
+        for entry in calibration.cascades
+    ]
+    return [
+        "## Certified agreement",
+        "",
+        f"With confidence {calibration.confidence:.0%}, at least {calibration.target:.1%} of guaranteed answers are "
+        f"the plain model's, on texts like {calibration.data} ({calibration.samples} samples, 30% to choose, 70% to "
+        "certify) with random partners. What a point is not sure enough of goes on to the next, and plain in the end.",
+        "",
+        "| texts a sequence | points in turn | confidence | threshold | escalated to plain | agreement seen | lower "
+        "bound | ideal speed-up |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *rows,
+        "",
+    ]
 
 
 def _row(row: dict[str, Any], num_layers: int) -> str:

@@ -48,6 +48,7 @@ def calibrate(
     from revmux_core.bundle import load_bundle
     from revmux_core.calibration import calibrate as run
     from revmux_core.calibration import validate as run_validation
+    from revmux_core.card import write_card
     from revmux_core.manifest import record_calibration
 
     for name, value in (("target", target), ("confidence", confidence)):
@@ -71,5 +72,7 @@ def calibrate(
         found = run(loaded, samples, target, confidence, widths, data_name or data.name, seed, progress)
     learnt = {point.name: score.state_dict() for point, score in found.learnt.items()}
     manifest = record_calibration(bundle, found.calibration, learnt)
+    if manifest.measured:
+        write_card(bundle, manifest)
     assert manifest.calibration is not None
     print_report(manifest.calibration.model_dump(mode="json"), as_json)

@@ -10,7 +10,7 @@ import pytest
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import model_card
 from revmux_core.data import label_ids, read_examples
-from revmux_core.evaluation import evaluate
+from revmux_core.evaluation import evaluate, evaluate_cascade
 from revmux_core.manifest import BUILT_IN, read_manifest
 
 # SST-2's development set may not be redistributed, so it is not part of the project.
@@ -50,3 +50,15 @@ def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choi
     # One draw; draws differ by up to two points.
     assert result.accuracy == pytest.approx(card["accuracy"], abs=0.02)
     assert result.agreement == pytest.approx(card["agreement"], abs=0.02)
+
+
+@pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
+@pytest.mark.parametrize("width", [1, 4])
+def test_guaranteed_answers_on_sst2_keep_the_certified_agreement(demo: Bundle, width: int) -> None:
+    samples = demo.tokenizer([(example.text, None) for example in read_examples(SST2_DEV)])
+    result = evaluate_cascade(demo.classifier, demo.cascade(width), samples, None, demo.tokenizer.pad_id, draws=1)
+    calibration = demo.manifest.calibration
+    assert calibration is not None
+    entry = next(entry for entry in calibration.cascades if entry.width == width)
+    assert result.agreement >= calibration.target
+    assert result.ideal_speedup == pytest.approx(entry.ideal_speedup, rel=0.05)
