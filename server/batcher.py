@@ -292,6 +292,9 @@ class Batcher:
                     probs = scores.probs[number]
                     agreed = entry.audit.label == probs.index(max(probs))
                     self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
+                elif escalated and entry.audited and entry.cascade is not None:
+                    # The promise is of all answers, and those that are escalated are the plain model's own.
+                    self._guards.observe(entry.cascade.width, True, True)
                 answer = Answer(scores.logits[number], scores.probs[number], point.width, escalated)
                 entry.request.resolve(entry.item, answer, now)
 

@@ -204,6 +204,19 @@ async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
     assert [answer.escalated for answer in later.answers.result().items] == [False]
 
 
+async def test_an_audited_sample_that_is_escalated_counts_as_agreed() -> None:
+    device = ManualDevice(lambda ids, point: True)
+    audits: list[Audit] = []
+    batcher = batcher_on(device, guards=Guards(0.9, 1, audits.append))
+    pending = batcher.submit(samples_of(0, [5]), Terms(1, guaranteed=True))
+    while not pending.answers.done():
+        await settle()
+        device.finish()
+        await settle()
+    assert pending.answers.result().items[0].escalated
+    assert [(audit.width, audit.quality, audit.agreed) for audit in audits] == [(1, "guaranteed", True)]
+
+
 async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
     device = ManualDevice()
     rungs = [Rung(Menu((PLAIN,)), 0.01), Rung(MENU, 0.005)]
