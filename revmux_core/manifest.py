@@ -173,9 +173,10 @@ def record_calibration(folder: Path, calibration: Calibration, learnt: Mapping[s
     if manifest.calibration is not None:
         for file in manifest.calibration.files.values():
             del files[file]
-    (folder / "calibration").mkdir(exist_ok=True)
+            (folder / file).unlink()
     for name, tensors in learnt.items():
         file = calibration.files[name]
+        (folder / file).parent.mkdir(exist_ok=True)
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / file)
         (folder / file).chmod(0o644)
         files[file] = sha256(folder / file)

@@ -42,6 +42,9 @@ def train(
     ] = 0,
     labels: Annotated[str, typer.Option(help="Names of a bare encoder's classes, by index, with commas.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: that of the folder.")] = None,
+    data_licence: Annotated[
+        str | None, typer.Option(help="Source and licence of the data, for the model card.")
+    ] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Held-out data to measure the bundle on.")] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -91,6 +94,8 @@ def train(
         precision=precision,
     )
     provenance = {"command": shlex.join(["revmux", *sys.argv[1:]]), "data": data.name}
+    if data_licence is not None:
+        provenance["licence"] = data_licence
     run(recipe, examples, out, name or out.name, base, pick_device(device), provenance)
     if held_out is not None and eval_data is not None:
         measure(out, base, held_out, str(eval_data.name), draws=10)

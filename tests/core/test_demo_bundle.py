@@ -15,7 +15,7 @@ from revmux_core.manifest import BUILT_IN, read_manifest
 
 # SST-2's development set may not be redistributed, so it is not part of the project.
 SST2_DEV = Path(os.environ.get("SST2_DEV", Path(__file__).parents[3] / "shared/data/sst2/dev.tsv"))
-NAME = "sst2-minilm"
+NAME, INTENTS = "sst2-minilm", "banking77-minilm"
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,9 @@ def demo() -> Bundle:
     return load_bundle(NAME)
 
 
-def test_the_demo_is_small_and_its_card_is_its_manifest() -> None:
-    folder = BUILT_IN / NAME
+@pytest.mark.parametrize("name", [NAME, INTENTS])
+def test_a_demo_is_small_and_its_card_is_its_manifest(name: str) -> None:
+    folder = BUILT_IN / name
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 15e6
     assert (folder / "README.md").read_text() == model_card(read_manifest(folder))
 
@@ -35,6 +36,12 @@ def test_three_lines_classify(demo: Bundle) -> None:
         answers = demo.classify(texts, point=width)
         assert [answer.label for answer in answers] == ["positive", "negative", "positive", "negative"]
         assert {answer.mux_width for answer in answers} == {width}
+
+
+def test_the_other_demo_knows_77_intents() -> None:
+    texts = ["My card was stolen yesterday", "When will my new card arrive?", "How do I change my PIN?"]
+    labels = [answer.label for answer in load_bundle(INTENTS).classify(texts)]
+    assert labels == ["lost_or_stolen_card", "card_arrival", "change_pin"]
 
 
 @pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
