@@ -47,7 +47,7 @@ def main(
 
 
 async def drive(port: int, texts: dict[str, list[str]], stretches: int, stretch: int) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     orders = {domain: itertools.cycle(range(len(lines))) for domain, lines in texts.items()}
     for domain in ("own", "other", "own"):
         async with Client(port, texts[domain], CONCURRENCY) as client:
