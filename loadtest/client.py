@@ -126,7 +126,7 @@ def _read(exchange: _Exchange) -> Outcome:
         return Outcome(*times, exchange.status)
     try:
         item = json.loads(exchange.body)["data"][0]
-        return Outcome(*times, exchange.status, item["label"], item.get("mux_width"))
+        return Outcome(*times, exchange.status, item["label"], item.get("point"), item.get("escalated", False))
     except (ValueError, KeyError, IndexError, TypeError):
         return Outcome(*times, "malformed answer")
 

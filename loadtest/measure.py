@@ -33,7 +33,8 @@ class Outcome:
     done: float
     status: str
     label: str | None = None
-    mux_width: int | None = None
+    point: str | None = None
+    escalated: bool = False
 
     @property
     def latency(self) -> float:
@@ -60,10 +61,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one run, or of several: medians then, except `requests` and `errors`, which are sums.
+    """The figures of one run, or of several: medians then, except `requests`, `errors` and `points`, which are sums.
 
-    Latency percentiles cover answered requests; `throughput` is answers within the run's time, a second. A figure is
-    None where there is nothing to take it from.
+    Latency percentiles cover answered requests; `throughput` is answers within the run's time, a second; `points`
+    counts answers by their operating point. A figure is None where there is nothing to take it from.
     """
 
     requests: int
@@ -74,7 +75,8 @@ class Summary:
     p99_seconds: float | None
     accuracy: float | None
     agreement: float | None
-    mean_mux_width: float | None
+    points: dict[str, int]
+    escalation_rate: float | None
     loop_lag_p99_seconds: float
     lateness_p99_seconds: float
     cpu_share: float
@@ -102,7 +104,8 @@ def summarize(run: Run, labels: Sequence[str | None], reference: Mapping[int, st
         p99_seconds=percentile(latencies, 0.99),
         accuracy=_mean([o.label == labels[o.sample] for o in answered if labels[o.sample] is not None]),
         agreement=_mean([o.label == reference[o.sample] for o in answered if o.sample in reference]),
-        mean_mux_width=_mean([o.mux_width for o in answered if o.mux_width is not None]),
+        points=dict(Counter(o.point for o in answered if o.point is not None)),
+        escalation_rate=_mean([o.escalated for o in answered]),
         loop_lag_p99_seconds=percentile(run.loop_lags, 0.99) or 0.0,
         lateness_p99_seconds=percentile([outcome.lateness for outcome in run.outcomes], 0.99) or 0.0,
         cpu_share=run.cpu_share,
@@ -120,7 +123,8 @@ def over_rounds(rounds: Sequence[Summary]) -> Summary:
         p99_seconds=_median([r.p99_seconds for r in rounds]),
         accuracy=_median([r.accuracy for r in rounds]),
         agreement=_median([r.agreement for r in rounds]),
-        mean_mux_width=_median([r.mean_mux_width for r in rounds]),
+        points=dict(sum((Counter(r.points) for r in rounds), Counter())),
+        escalation_rate=_median([r.escalation_rate for r in rounds]),
         loop_lag_p99_seconds=median(r.loop_lag_p99_seconds for r in rounds),
         lateness_p99_seconds=median(r.lateness_p99_seconds for r in rounds),
         cpu_share=median(r.cpu_share for r in rounds),

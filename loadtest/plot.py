@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from loadtest.measure import Summary
 from loadtest.scenarios import Result
 
 COLORS = {"plain": "#9aa5b1", "fast": "#1f6feb"}
 BAR = 0.38
+# Loads from which on they are drawn as a line, not as bars.
+SWEEP = 4
 
 
 def plot(result: Result, path: Path) -> None:
@@ -39,21 +43,44 @@ def plot(result: Result, path: Path) -> None:
     left.set_title("Throughput, closed loop")
     left.set_ylabel("requests per second")
 
-    opened = [comparison.sides for comparison in result.open]
+    if len(result.open) > SWEEP:
+        _sweep(right, result)
+    else:
+        _percentiles(right, [(comparison.name, comparison.sides) for comparison in result.open])
+    figure.savefig(path, dpi=150)
+
+
+def _percentiles(axes: Axes, opened: Sequence[tuple[str, dict[str, Summary]]]) -> None:
     percentiles = {"p50": "p50_seconds", "p95": "p95_seconds", "p99": "p99_seconds"}
     _bars(
-        right,
-        [f"{name}\n{comparison.name if name == 'p95' else ''}" for comparison in result.open for name in percentiles],
+        axes,
+        [f"{percentile}\n{name if percentile == 'p95' else ''}" for name, _ in opened for percentile in percentiles],
         {
-            side: [1000 * (getattr(sides[side], field) or 0.0) for sides in opened for field in percentiles.values()]
+            side: [1000 * (getattr(sides[side], field) or 0.0) for _, sides in opened for field in percentiles.values()]
             for side in COLORS
         },
     )
     for place in range(1, len(opened)):
-        right.axvline(3 * place - 0.5, color="#d0d7de", linewidth=1)
-    right.set_title("Latency, open loop (load as a share of plain capacity)")
-    right.set_ylabel("milliseconds")
-    figure.savefig(path, dpi=150)
+        axes.axvline(3 * place - 0.5, color="#d0d7de", linewidth=1)
+    axes.set_title("Latency, open loop (load as a share of plain capacity)")
+    axes.set_ylabel("milliseconds")
+
+
+def _sweep(axes: Axes, result: Result) -> None:
+    """p50 and p99 of both servers over load, and what each answered of it."""
+    for side, color in COLORS.items():
+        loads = [(comparison.rate or 0.0) / result.capacity for comparison in result.open]
+        summaries = [comparison.sides[side] for comparison in result.open]
+        for field, style in (("p50_seconds", "--"), ("p99_seconds", "-")):
+            values = [1000 * (getattr(summary, field) or math.nan) for summary in summaries]
+            axes.plot(loads, values, style, marker="o", color=color, label=f"{side}, {field[:3]}")
+    axes.set_yscale("log")
+    axes.set_xlabel("arrivals as a share of plain capacity")
+    axes.set_ylabel("milliseconds")
+    axes.set_title("Latency over load, open loop")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
 def _bars(axes: Axes, groups: Sequence[str], values: dict[str, list[float]]) -> None:

@@ -114,7 +114,7 @@ def to_markdown(report: Report) -> str:
         "## Answers",
         "Every sentence once. Agreement is with what the plain server answers to the same sentence.",
         _table(
-            ("server", "accuracy", "agreement", "mean mux width", "errors"),
+            ("server", "accuracy", "agreement", "escalated", "answered at", "errors"),
             [(side, *_answers(summary)) for side, summary in result.once.sides.items()],
         ),
         "## Closed loop: throughput",
@@ -136,7 +136,7 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = ("p50 ms", "p95 ms", "p99 ms", "accuracy", "agreement", "mean mux width", "errors")
+_COLUMNS = ("p50 ms", "p95 ms", "p99 ms", "accuracy", "agreement", "escalated", "answered at", "errors")
 
 
 def _rows(comparison: Comparison, third: str) -> Iterable[tuple[str, ...]]:
@@ -154,11 +154,13 @@ def _rows(comparison: Comparison, third: str) -> Iterable[tuple[str, ...]]:
 
 def _answers(summary: Summary) -> tuple[str, ...]:
     errors = ", ".join(f"{count} x {status}" for status, count in sorted(summary.errors.items()))
-    width = summary.mean_mux_width
+    answers = sum(summary.points.values())
+    points = [f"`{name}` {count / answers:.0%}" for name, count in sorted(summary.points.items())]
     return (
         _share(summary.accuracy),
         _share(summary.agreement),
-        "-" if width is None else f"{width:.2f}",
+        _share(summary.escalation_rate),
+        ", ".join(points) or "-",
         errors or "none",
     )
 

@@ -55,12 +55,11 @@ class BatchEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sample's scores, how many samples shared its composite (1: none, it ran plain or exited early), and whether
-    it was escalated to the plain path."""
+    """One sample's scores, the `point` that they are from, and whether it was escalated to it."""
 
     logits: list[float]
     probs: list[float]
-    mux_width: int
+    point: OperatingPoint
     escalated: bool
 
 
@@ -295,7 +294,7 @@ class Batcher:
                 elif escalated and entry.audited and entry.cascade is not None:
                     # The promise is of all answers, and those that are escalated are the plain model's own.
                     self._guards.observe(entry.cascade.width, True, True)
-                answer = Answer(scores.logits[number], scores.probs[number], point.width, escalated)
+                answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
 
     def _cascade_of(self, entry: _Entry, point: OperatingPoint) -> Cascade | None:

@@ -162,7 +162,8 @@ class Classification(BaseModel):
     mux_width: int = Field(
         description="How many samples shared the composite; 1: none, the answer is plain or an early exit's."
     )
-    escalated: bool = Field(description="Whether the answer was computed again plain.")
+    point: str = Field(description="The operating point that answered, see `/info`.")
+    escalated: bool = Field(description="Whether it was escalated to the plain path.")
 
 
 class Usage(BaseModel):

@@ -37,7 +37,8 @@ async def classify(request: Request) -> Response:
                 "label": labels[probs.index(max(probs))],
                 "probs": probs,
                 "num_classes": len(probs),
-                "mux_width": answer.mux_width,
+                "mux_width": answer.point.width,
+                "point": answer.point.name,
                 "escalated": answer.escalated,
             }
         )

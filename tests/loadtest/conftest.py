@@ -13,12 +13,12 @@ import pytest
 
 from loadtest.measure import Summary
 
-Behaviour = Callable[[str], Awaitable[tuple[str, int]]]
+Behaviour = Callable[[str], Awaitable[tuple[str, str]]]
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[[Behaviour], Awaitable[int]]]:
-    """Starts a server whose answer to a text is `behaviour(text)`, a label and a mux width; gives its port.
+    """Starts a server whose answer to a text is `behaviour(text)`, a label and an operating point; gives its port.
 
     The label "overloaded" is answered with 429.
     """
@@ -31,9 +31,9 @@ async def serve() -> AsyncIterator[Callable[[Behaviour], Awaitable[int]]]:
                     head = (await reader.readuntil(b"\r\n\r\n")).lower()
                     assert head.startswith(b"post /classify http/1.1\r\n")
                     request = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
-                    label, mux_width = await behaviour(json.loads(request)["input"])
+                    label, point = await behaviour(json.loads(request)["input"])
                     status = b"429 Too Many Requests" if label == "overloaded" else b"200 OK"
-                    body = json.dumps({"data": [{"index": 0, "label": label, "mux_width": mux_width}]}).encode()
+                    body = json.dumps({"data": [{"index": 0, "label": label, "point": point}]}).encode()
                     writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
             writer.close()
 
@@ -60,7 +60,8 @@ def make_summary() -> Callable[..., Summary]:
             p99_seconds=0.03,
             accuracy=0.9,
             agreement=1.0,
-            mean_mux_width=1.0,
+            points={"n1-l6": 10},
+            escalation_rate=0.0,
             loop_lag_p99_seconds=0.001,
             lateness_p99_seconds=0.0,
             cpu_share=0.2,

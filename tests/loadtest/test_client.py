@@ -14,22 +14,22 @@ class Stall:
         self.seconds = seconds
         self.over: asyncio.Task[None] | None = None
 
-    async def __call__(self, text: str) -> tuple[str, int]:
+    async def __call__(self, text: str) -> tuple[str, str]:
         self.over = self.over or asyncio.create_task(asyncio.sleep(self.seconds))
         await self.over
-        return "good", 1
+        return "good", "n1-l6"
 
 
 async def test_closed_loop_keeps_its_concurrency(serve):
     open_now = most = 0
 
-    async def slow(text: str) -> tuple[str, int]:
+    async def slow(text: str) -> tuple[str, str]:
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
         await asyncio.sleep(0.05)
         open_now -= 1
-        return text, 2
+        return text, "n2-l3"
 
     async with Client(await serve(slow), ["zero", "one", "two"]) as client:
         run = await client.closed_loop(shuffled(3, seed=0), concurrency=4, seconds=0.4)
@@ -37,15 +37,15 @@ async def test_closed_loop_keeps_its_concurrency(serve):
     # 4 in flight, 50 ms each, 400 ms: at most 8 waves.
     assert 12 <= len(run.outcomes) <= 32
     assert all(o.latency >= 0.049 and o.lateness < 0.05 for o in run.outcomes)
-    assert all(o.label == ["zero", "one", "two"][o.sample] and o.mux_width == 2 for o in run.outcomes)
+    assert all(o.label == ["zero", "one", "two"][o.sample] and o.point == "n2-l3" for o in run.outcomes)
     assert run.seconds == 0.4
     assert run.loop_lags
     assert run.cpu_share > 0
 
 
 async def test_closed_loop_ends_with_its_order(serve):
-    async def echo(text: str) -> tuple[str, int]:
-        return text, 1
+    async def echo(text: str) -> tuple[str, str]:
+        return text, "n1-l6"
 
     async with Client(await serve(echo), list("abcde")) as client:
         run = await client.closed_loop(iter(range(5)), concurrency=2, seconds=30)
@@ -74,10 +74,10 @@ async def test_open_loop_counts_from_the_intended_send_time(serve):
 
 
 async def test_failures_are_told_apart(serve, unused_tcp_port, monkeypatch):
-    async def behaviour(text: str) -> tuple[str, int]:
+    async def behaviour(text: str) -> tuple[str, str]:
         if text == "slow":
             await asyncio.sleep(0.3)
-        return text, 1
+        return text, "n1-l6"
 
     monkeypatch.setattr("loadtest.client.REQUEST_TIMEOUT_SECONDS", 0.1)
     async with Client(await serve(behaviour), ["good", "overloaded", "slow"]) as client:

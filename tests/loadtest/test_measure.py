@@ -3,8 +3,8 @@ import pytest
 from loadtest.measure import OK, Outcome, Run, generator_limits, over_rounds, percentile, summarize
 
 
-def answered(sample: int, latency: float, label: str = "good", mux_width: int = 1) -> Outcome:
-    return Outcome(sample, due=0.0, sent=0.0, done=latency, status=OK, label=label, mux_width=mux_width)
+def answered(sample: int, latency: float, label: str = "good", point: str = "n1-l6") -> Outcome:
+    return Outcome(sample, due=0.0, sent=0.0, done=latency, status=OK, label=label, point=point)
 
 
 def run(outcomes: list[Outcome], seconds: float = 1.0, cpu_share: float = 0.1) -> Run:
@@ -20,8 +20,8 @@ def test_percentiles_are_nearest_rank():
 
 def test_a_run_is_summarized():
     outcomes = [
-        answered(0, 0.2, mux_width=2),
-        answered(1, 0.4, label="bad", mux_width=2),
+        answered(0, 0.2, point="n2-l3"),
+        answered(1, 0.4, label="bad", point="n2-l3"),
         answered(2, 1.5),
         Outcome(3, due=0.1, sent=0.15, done=0.2, status="429"),
         Outcome(3, due=0.1, sent=0.15, done=0.2, status="timeout"),
@@ -32,7 +32,8 @@ def test_a_run_is_summarized():
     assert (summary.p50_seconds, summary.p99_seconds) == (0.4, 1.5)
     assert summary.accuracy == 0.5
     assert summary.agreement == pytest.approx(2 / 3)
-    assert summary.mean_mux_width == pytest.approx(5 / 3)
+    assert summary.points == {"n1-l6": 1, "n2-l3": 2}
+    assert summary.escalation_rate == 0
     assert summary.errors == {"429": 1, "timeout": 1}
     assert summary.unexpected_errors == 1
     assert summary.lateness_p99_seconds == pytest.approx(0.05)

@@ -10,7 +10,10 @@ from loadtest.scenarios import Comparison, Plan, Result
 
 @pytest.fixture
 def report(make_summary):
-    plain, mux = [make_summary(100)] * 3, [make_summary(130, agreement=0.97, mean_mux_width=1.9)] * 3
+    plain, mux = (
+        [make_summary(100)] * 3,
+        [make_summary(130, agreement=0.97, points={"n1-l6": 1, "n2-l3": 3}, escalation_rate=0.1)] * 3,
+    )
     busy = [make_summary(150, cpu_share=0.93, errors={"429": 2, "500": 1})] * 3
     return Report(
         bundle="sst2-minilm",
@@ -32,8 +35,11 @@ def report(make_summary):
 def test_markdown_has_every_figure(report):
     text = to_markdown(report)
     assert "Example CPU, 2 cores, 24,576 MiB" in text
-    assert "| 8 at once | plain | 100.0 |  | 10.0 | 20.0 | 30.0 | 90.0% | 100.0% | 1.00 | none |" in text
-    assert "|  | fast | 130.0 | 1.30x | 10.0 | 20.0 | 30.0 | 90.0% | 97.0% | 1.90 | none |" in text
+    assert "| 8 at once | plain | 100.0 |  | 10.0 | 20.0 | 30.0 | 90.0% | 100.0% | 0.0% | `n1-l6` 100% | none |" in text
+    assert (
+        "|  | fast | 130.0 | 1.30x | 10.0 | 20.0 | 30.0 | 90.0% | 97.0% | 10.0% | `n1-l6` 25%, `n2-l3` 75% | none |"
+        in text
+    )
     assert "| 80% load | plain | 100.0 | 80.0/s |" in text
     assert "6 x 429, 3 x 500" in text
     assert "| fast | auto | `n1-l6`, `n2-l3` | 4.4 s | - |" in text

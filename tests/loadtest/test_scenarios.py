@@ -9,13 +9,13 @@ TEXTS = [f"text {i}" for i in range(20)]
 PLAN = Plan(concurrencies=[1, 4], loads=[0.5], rounds=2, seconds=0.15)
 
 
-def server(delay: float, mux_width: int, log: list[str], wrong: frozenset[str] = frozenset()):
+def server(delay: float, point: str, log: list[str], wrong: frozenset[str] = frozenset()):
     """Takes `delay` seconds a request, however many there are, and calls all texts good but those in `wrong`."""
 
-    async def classify(text: str) -> tuple[str, int]:
+    async def classify(text: str) -> tuple[str, str]:
         log.append(text)
         await asyncio.sleep(delay)
-        return ("bad" if text in wrong else "good"), mux_width
+        return ("bad" if text in wrong else "good"), point
 
     return classify
 
@@ -23,8 +23,8 @@ def server(delay: float, mux_width: int, log: list[str], wrong: frozenset[str] =
 async def test_servers_are_driven_alternately_and_compared(serve):
     plain_log: list[str] = []
     mux_log: list[str] = []
-    plain_port = await serve(server(0.04, 1, plain_log))
-    mux_port = await serve(server(0.01, 2, mux_log, wrong=frozenset(TEXTS[:5])))
+    plain_port = await serve(server(0.04, "n1-l6", plain_log))
+    mux_port = await serve(server(0.01, "n2-l3", mux_log, wrong=frozenset(TEXTS[:5])))
     lines: list[str] = []
     async with Client(plain_port, TEXTS) as plain, Client(mux_port, TEXTS) as fast:
         result = await compare(plain, fast, ["good"] * len(TEXTS), PLAN, lines.append)
@@ -33,7 +33,7 @@ async def test_servers_are_driven_alternately_and_compared(serve):
     once = result.once.sides
     assert (once["plain"].accuracy, once["plain"].agreement) == (1, 1)
     assert (once["fast"].accuracy, once["fast"].agreement) == (0.75, 0.75)
-    assert once["fast"].mean_mux_width == 2
+    assert once["fast"].points == {"n2-l3": 20}
 
     assert [comparison.name for comparison in result.closed] == ["1 at once", "4 at once"]
     assert [line.split(": ")[0] for line in lines[1:5]] == [
@@ -48,8 +48,8 @@ async def test_servers_are_driven_alternately_and_compared(serve):
 
 
 async def test_a_silent_plain_server_is_an_error(serve):
-    async def refuse(text: str) -> tuple[str, int]:
-        return "overloaded", 1
+    async def refuse(text: str) -> tuple[str, str]:
+        return "overloaded", "n1-l6"
 
     async with Client(await serve(refuse), TEXTS) as client, Client(await serve(refuse), TEXTS) as other:
         with pytest.raises(CapacityError, match="closed loop of 4"):

@@ -160,7 +160,7 @@ def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any]
                 continue
             items = pending.answers.result().items
             assert [answer.probs for answer in items] == [[number, item] for item in range(count)]
-            assert all(answer.mux_width <= max_width for answer in items)
+            assert all(answer.point.width <= max_width for answer in items)
             assert guaranteed or not any(answer.escalated for answer in items)
             assert number not in failed
 
@@ -250,7 +250,7 @@ async def test_an_audited_answer_is_plain_and_compared() -> None:
         device.finish()
         await settle()
     answers = [*fast.answers.result().items, *sure.answers.result().items]
-    assert [(answer.mux_width, answer.escalated) for answer in answers] == [(1, False)] * 3
+    assert [(answer.point.width, answer.escalated) for answer in answers] == [(1, False)] * 3
     assert sorted((audit.width, audit.quality, audit.agreed) for audit in audits) == [
         (1, "guaranteed", True),
         (2, "fast", True),
@@ -334,7 +334,7 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     point = next(point for point in points if point.width == max_width)
     expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id)).logits
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
-    assert [answer.mux_width for answer in answers.items] == [max_width] * max_width
+    assert [answer.point.width for answer in answers.items] == [max_width] * max_width
     engine.close()
 
 
@@ -378,5 +378,5 @@ async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     with pytest.raises(InferenceFailed):
         await batcher.submit(samples, Terms(4)).answers
     hook.remove()
-    assert (await batcher.submit(samples, Terms(4)).answers).items[0].mux_width == 1
+    assert (await batcher.submit(samples, Terms(4)).answers).items[0].point.width == 1
     engine.close()
