@@ -50,11 +50,14 @@ class Engine:
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
         """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took."""
         sample = self._bundle.tokenizer([("warm", None)])[0]
+        layers = self._bundle.classifier.backbone.num_layers
         timings = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
             tokens = Tokens([sample.ids[0]] * length, None if sample.type_ids is None else [0] * length)
             for point in self._points:
-                full = max(max_batch_tokens // length // point.width, 1) * point.width
+                # Of a batch of this cost, see `plan_batch`.
+                rows = int(max_batch_tokens / (length * point.ideal_cost(layers)))
+                full = max(rows // point.width, 1) * point.width
                 for rows in sorted({point.width, full}, reverse=True):
                     batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
                     # The first run pays for kernels and memory; the second is what serving will pay.

@@ -93,6 +93,12 @@ class Menu:
         cascade = self.cascade_from(point)
         return cascade is not None and (sample.audited or cascade.width not in self.suspended)
 
+    def share(self, sample: Sample) -> float:
+        """Layer compute of what `sample` is likely to run next, the cheapest it may, as a share of plain inference."""
+        layers = self.plain.prefill
+        point = next(point for point in self.points if self.allows(sample, point))
+        return point.ideal_cost(layers) - sample.start / layers
+
     def cascade_from(self, point: OperatingPoint) -> Cascade | None:
         """The cascade that begins at `point`."""
         return next((cascade for cascade in self.cascades if cascade.points[0] == point), None)
@@ -135,9 +141,10 @@ def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu) -> PlannedBat
     """Plans the next batch of `waiting` (head of the line first, not empty) from what is on the `menu`.
 
     The head is always in, so every sample is answered after at most as many batches as samples stand before it. The
-    batch holds at most `budget` padded tokens (rows x longest), unless the head alone is longer. O(n log n).
+    batch costs no more compute than `budget` padded tokens (rows x longest) on the plain path, unless the head alone
+    does: samples that run few layers are many to a batch. O(n log n).
     """
-    members = sorted(_nearest(waiting, budget), key=lambda position: waiting[position].length)
+    members = sorted(_nearest(waiting, budget, menu), key=lambda position: waiting[position].length)
     rows: list[int] = []
     groups: list[Group] = []
     points = menu.points
@@ -167,20 +174,24 @@ def _whole_composites(waiting: Sequence[Sample], able: list[int], width: int) ->
     return [position for own in scopes.values() for position in own[: len(own) - len(own) % width]]
 
 
-def _nearest(waiting: Sequence[Sample], budget: int) -> list[int]:
+def _nearest(waiting: Sequence[Sample], budget: int, menu: Menu) -> list[int]:
     """The head and, nearest in length first, everything that still fits; equally near samples in order of arrival."""
     head = waiting[0].length
+    # Shares are fractions; their last digits must not cost a batch a sample.
+    most = budget * (1 + 1e-9)
     chosen: list[int] = []
-    longest = tokens = 0
+    longest = 0
+    shares = work = 0.0
     for position in sorted(range(len(waiting)), key=lambda position: abs(waiting[position].length - head)):
-        length = waiting[position].length
-        padded = (len(chosen) + 1) * max(longest, length)
-        padding = padded - tokens - length
-        if chosen and (padded > budget or padding > PADDING_SHARE * budget):
-            if (len(chosen) + 1) * longest > budget:
+        length, share = waiting[position].length, menu.share(waiting[position])
+        padded = (shares + share) * max(longest, length)
+        padding = padded - work - share * length
+        if chosen and (padded > most or padding > PADDING_SHARE * most):
+            if (shares + share) * longest > most:
                 break
             continue
         chosen.append(position)
         longest = max(longest, length)
-        tokens += length
+        shares += share
+        work += share * length
     return chosen

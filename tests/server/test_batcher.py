@@ -188,7 +188,7 @@ async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
     batcher = batcher_on(device)
     first = batcher.submit(samples_of(0, [5, 5]), Terms(1, 0, guaranteed=True))
     await settle()
-    later = batcher.submit(samples_of(1, [30]), Terms(1, 0))
+    later = batcher.submit(samples_of(1, [38]), Terms(1, 0))
     device.finish()
     await settle()
     assert [(g.point, g.start) for g in device.plans[-1].groups] == [(LATER, EARLY.prefill)]
@@ -276,8 +276,8 @@ async def test_a_full_queue_hands_one_batch_over_early() -> None:
     batcher = batcher_on(device)
     batcher.submit(samples_of(0, [10] * 20), Terms(4, 0))
     await settle()
-    assert [len(samples) for samples, _ in device.batches] == [4, 4]
-    assert batcher.load == Load(12, 120)
+    assert [len(samples) for samples, _ in device.batches] == [6, 6]
+    assert batcher.load == Load(8, 80)
 
 
 async def test_lower_priority_values_go_first() -> None:

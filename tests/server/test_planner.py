@@ -48,10 +48,12 @@ def test_a_batch_holds_the_head_keeps_its_budget_and_nobody_twice(waiting: list[
     batch = plan_batch(waiting, budget, POINTS)
     assert 0 in batch.members
     assert len(set(batch.members)) == len(batch.members) == batch.plan.samples
-    lengths = [waiting[member].length for member in batch.members]
-    padded = len(lengths) * max(lengths)
-    assert len(lengths) == 1 or padded <= budget
-    assert padded - sum(lengths) <= PADDING_SHARE * budget
+    members = [waiting[member] for member in batch.members]
+    shares = [POINTS.share(member) for member in members]
+    padded = sum(shares) * max(member.length for member in members)
+    assert len(members) == 1 or padded <= budget * (1 + 1e-9)
+    real = sum(share * member.length for share, member in zip(shares, members, strict=True))
+    assert padded - real <= PADDING_SHARE * budget * (1 + 1e-9)
 
 
 @given(lines(), st.integers(1, 600))
@@ -101,7 +103,14 @@ def test_a_far_longer_sample_waits_rather_than_pad_everyone() -> None:
 
 
 def test_equally_near_samples_join_in_order_of_arrival() -> None:
-    assert sorted(plan_batch([Waiting(10)] * 9, 40, POINTS).members) == [0, 1, 2, 3]
+    assert sorted(plan_batch([Waiting(10)] * 9, 40, Menu((PLAIN,))).members) == [0, 1, 2, 3]
+
+
+def test_samples_that_run_few_layers_are_many_to_a_batch() -> None:
+    assert len(plan_batch([Waiting(10)] * 20, 40, Menu((EXIT, PLAIN))).members) == 8
+    # Four of six layers are behind these.
+    resumed = [Waiting(10, guaranteed=True, start=4, resumes_at=PLAIN)] * 20
+    assert len(plan_batch(resumed, 40, CERTIFIED).members) == 12
 
 
 def test_the_cheapest_point_of_each_width_is_served_widest_first() -> None:
