@@ -25,6 +25,7 @@ def serve(
     width: Annotated[str | None, _setting("width")] = None,
     point: Annotated[str | None, _setting("point")] = None,
     min_agreement: Annotated[float | None, _setting("min_agreement")] = None,
+    quality: Annotated[str | None, _setting("quality")] = None,
     device: Annotated[str | None, _setting("device")] = None,
     dtype: Annotated[str | None, _setting("dtype")] = None,
     threads: Annotated[int | None, _setting("threads")] = None,
@@ -36,6 +37,9 @@ def serve(
     default_timeout_ms: Annotated[float | None, _setting("default_timeout_ms")] = None,
     drain_timeout: Annotated[float | None, _setting("drain_timeout")] = None,
     api_keys: Annotated[str | None, _setting("api_keys")] = None,
+    shadow_share: Annotated[float | None, _setting("shadow_share")] = None,
+    mux_scope: Annotated[str | None, _setting("mux_scope")] = None,
+    tenant_share: Annotated[float | None, _setting("tenant_share")] = None,
     log_level: Annotated[str | None, _setting("log_level")] = None,
 ) -> None:
     """Serve a bundle over HTTP until SIGTERM; every option can also be set by its environment variable."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from revmux_core.points import OperatingPoint
+from server.cli.serve import serve
 from server.engine import resolve_device
 from server.run import listen
-from server.settings import SettingsError, read_settings
+from server.settings import Settings, SettingsError, read_settings
 
 
 def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +70,7 @@ def test_what_only_the_machine_knows_is_named_too() -> None:
         listen(read_settings(port=taken.getsockname()[1]))
     with pytest.raises(SettingsError, match="REVMUX_HOST"):
         listen(read_settings(host="no.such.host.invalid"))
+
+
+def test_every_setting_is_an_option_of_serve() -> None:
+    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields)
