@@ -242,7 +242,8 @@ class Batcher:
         self._dispatch_due = False
         while len(self._queue) and self._device_wants_more():
             menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
-            menu = replace(menu, suspended=self._guards.suspended)
+            if self._guards.suspended:
+                menu = replace(menu, suspended=self._guards.suspended)
             planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
             entries = self._queue.take(planned.members)
             task = asyncio.get_running_loop().create_task(self._run(entries, planned.plan))

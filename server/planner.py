@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 from revmux_core.cascade import Cascade
@@ -58,7 +59,7 @@ class Sample(Protocol):
         """Where it goes on, escalated or audited; None for a sample that nothing was run on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Menu:
     """What a server answers with: `fast` points, cheapest first and the plain one last, and certified `cascades`.
 
@@ -73,7 +74,7 @@ class Menu:
     def plain(self) -> OperatingPoint:
         return self.fast[-1]
 
-    @property
+    @cached_property
     def points(self) -> tuple[OperatingPoint, ...]:
         """All points, cheapest first and the plain one last."""
         layers = self.plain.prefill
@@ -179,11 +180,18 @@ def _nearest(waiting: Sequence[Sample], budget: int, menu: Menu) -> list[int]:
     head = waiting[0].length
     # Shares are fractions; their last digits must not cost a batch a sample.
     most = budget * (1 + 1e-9)
+    # Most samples of a line ask for the same.
+    known: dict[tuple[object, ...], float] = {}
     chosen: list[int] = []
     longest = 0
     shares = work = 0.0
     for position in sorted(range(len(waiting)), key=lambda position: abs(waiting[position].length - head)):
-        length, share = waiting[position].length, menu.share(waiting[position])
+        sample = waiting[position]
+        length = sample.length
+        asked = sample.max_width, sample.guaranteed, sample.audited, sample.start, sample.resumes_at
+        if asked not in known:
+            known[asked] = menu.share(sample)
+        share = known[asked]
         padded = (shares + share) * max(longest, length)
         padding = padded - work - share * length
         if chosen and (padded > most or padding > PADDING_SHARE * most):
