@@ -61,8 +61,9 @@ class Gate:
 
 @contextmanager
 def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[httpx.Client, Service]]:
-    """A client of a server on a free port, and its service."""
-    settings = read_settings(port=0, **flags)
+    """A client of a server on a free port, and its service. Nothing is audited unless a test asks for it: audits are
+    drawn at random, and answer plainly."""
+    settings = read_settings(**{"port": 0, "shadow_share": 0, **flags})
     app = create_app(settings, load)
     listener = listen(settings)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))

@@ -109,7 +109,7 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
     bundle = load_bundle(calibrated_path)
     texts, samples = random_samples(bundle, 64, seed=3)
     plain = [bundle.manifest.labels[label] for label in plain_labels(bundle.classifier, samples, 0)]
-    with running_server(lambda: bundle, width="max", shadow_share=0) as (client, _):
+    with running_server(lambda: bundle, width="max") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         data = classify(client, input=texts)["data"]
         assert {item["escalated"] for item in data} == {True, False}
