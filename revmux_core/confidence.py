@@ -14,7 +14,7 @@ LEARNT: ScoreKind = "learnt"
 KINDS = (TOP_PROBABILITY, LEARNT)
 
 _WEIGHT_DECAY = 1.0
-_STEPS = 200
+_STEPS = 50
 
 
 class LearntConfidence(nn.Module):
