@@ -67,7 +67,7 @@ def _percentiles(axes: Axes, opened: Sequence[tuple[str, dict[str, Summary]]]) -
 
 
 def _sweep(axes: Axes, result: Result) -> None:
-    """p50 and p99 of both servers over load, and what each answered of it."""
+    """p50 and p99 of both servers over load."""
     for side, color in COLORS.items():
         loads = [(comparison.rate or 0.0) / result.capacity for comparison in result.open]
         summaries = [comparison.sides[side] for comparison in result.open]

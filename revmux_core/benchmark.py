@@ -65,6 +65,12 @@ def median_ratio(baseline: Sequence[float], own: Sequence[float]) -> float:
     return statistics.median(base / mine for base, mine in zip(baseline, own, strict=True))
 
 
+def speedup_over(baseline: Callable[[], object], own: Callable[[], object], rounds: int) -> float:
+    """How many times as fast as `baseline` `own` is, measured in turn."""
+    seconds = time_in_turn({"baseline": baseline, "own": own}, rounds)
+    return median_ratio(seconds["baseline"], seconds["own"])
+
+
 def measure_speed(
     bundle: Bundle,
     samples: Sequence[Tokens],
@@ -101,9 +107,6 @@ def measure_speed(
 def cascade_speedup(bundle: Bundle, samples: Sequence[Tokens], cascade: Cascade, rounds: int = 5) -> float:
     """The cascade's speed-up over the plain path on these samples, engine alone, measured in turn."""
     classifier, pad_id = bundle.classifier, bundle.tokenizer.pad_id
-    timed = {
-        "plain": partial(run_all, classifier, samples, classifier.plain, pad_id, BATCH_TOKENS),
-        "cascade": partial(run_cascade, classifier, samples, cascade, pad_id, BATCH_TOKENS),
-    }
-    seconds = time_in_turn(timed, rounds)
-    return median_ratio(seconds["plain"], seconds["cascade"])
+    plain = partial(run_all, classifier, samples, classifier.plain, pad_id, BATCH_TOKENS)
+    own = partial(run_cascade, classifier, samples, cascade, pad_id, BATCH_TOKENS)
+    return speedup_over(plain, own, rounds)

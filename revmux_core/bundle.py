@@ -96,11 +96,10 @@ class Bundle:
 
     def cascades(self) -> list[tuple[Cascade, float]]:
         """All certified cascades, each with the ideal speed-up that it had when it was certified."""
-        calibration = self.manifest.calibration
         layers = self.classifier.backbone.num_layers
         return [
             (Cascade(tuple(map(OperatingPoint.parse, entry.points)), entry.threshold, layers), entry.ideal_speedup)
-            for entry in ([] if calibration is None else calibration.cascades)
+            for entry in self.manifest.cascades
         ]
 
     def classify(

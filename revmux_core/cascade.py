@@ -23,9 +23,8 @@ Quality = Literal["exact", "guaranteed", "fast"]
 class Cascade:
     """`points` in turn; a sample leaves at the first whose confidence in it is at least `threshold`.
 
-    Each point starts where the prefill of the one before it ended; what leaves at
-    none of them runs plain from there. Raises `RevmuxError` without points, for prefills that do not ascend, or for one
-    that reaches the top.
+    Each point starts where the prefill of the one before it ended; what leaves at none of them runs plain from there.
+    Raises `RevmuxError` without points, for prefills that do not ascend, or for one that reaches the top.
     """
 
     points: tuple[OperatingPoint, ...]

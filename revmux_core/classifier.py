@@ -150,18 +150,19 @@ class MuxClassifier(nn.Module):
     def forward(self, batch: MuxBatch) -> Outcome:
         tracks = self._tracks(batch)
         self._run(tracks)
-        pooled = [self._pool(track) for track in tracks]
         # One call for all: the head's matrix product is the same whatever the point.
-        logits = self.backbone.head(_cat(pooled))
+        pooled = _cat([self._pool(track) for track in tracks])
+        logits = self.backbone.head(pooled)
+        sizes = [len(track.group.members) for track in tracks]
         confidences = [
             self._confidence(track.point, *rows)
-            for track, *rows in zip(tracks, pooled, logits.split([len(rows) for rows in pooled]), strict=True)
+            for track, *rows in zip(tracks, pooled.split(sizes), logits.split(sizes), strict=True)
         ]
         order = batch.plan.order
         place = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=logits.device)
         return Outcome(
             logits[place],
-            _cat(pooled)[place],
+            pooled[place],
             _cat(confidences)[place],
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
             dict(zip(order, batch.lengths, strict=True)),

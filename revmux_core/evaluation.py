@@ -136,7 +136,7 @@ def evaluate_cascade(
 ) -> CascadeEvaluation:
     """Answers every sample `draws` times with `cascade`, each time with other partners of similar length."""
     reference = plain_labels(classifier, samples, pad_id)
-    draws = draws if cascade.width > 1 else 1
+    draws = draws_at(cascade, draws)
     answers = torch.empty(draws, len(samples), dtype=torch.long)
     left_at = np.empty((draws, len(samples)), dtype=np.int64)
     for draw in range(draws):
@@ -177,8 +177,8 @@ def _blanked(multiplexer: Multiplexer) -> Iterator[None]:
         del vars(multiplexer)["demultiplex"]
 
 
-def draws_at(point: OperatingPoint, draws: int) -> int:
-    """How many of `draws` say something new at `point`: at width 1 there are no partners, so the first says it all."""
+def draws_at(point: OperatingPoint | Cascade, draws: int) -> int:
+    """How many of `draws` say something new there: at width 1 there are no partners, so the first says it all."""
     return draws if point.width > 1 else 1
 
 

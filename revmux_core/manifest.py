@@ -112,6 +112,11 @@ class Manifest(BaseModel):
         return [entry.point for entry in self.adapters]
 
     @property
+    def cascades(self) -> list[CascadeEntry]:
+        """The certified cascades; none where the bundle is not calibrated."""
+        return [] if self.calibration is None else self.calibration.cascades
+
+    @property
     def measured_agreement(self) -> dict[str, float]:
         """By point name, what `record_measurements` stored; empty for a bundle that was not measured."""
         return {row["point"]: row["agreement"] for row in self.measured.get("points", [])}

@@ -122,10 +122,6 @@ class AdaptiveMenu:
         self._rate = 0.0
         self._seen = 0.0
 
-    @property
-    def rung(self) -> int:
-        return self._rung
-
     def arrived(self, tokens: int, now: float) -> None:
         """Counts tokens that were admitted at `now` (seconds)."""
         self._rate = self._decayed(now) + tokens / MEMORY

@@ -44,6 +44,11 @@ class Scores:
     seconds: float
     kept: Mapping[int, Prefilled]
 
+    def label(self, number: int) -> int:
+        """The most probable label of a sample."""
+        probs = self.probs[number]
+        return probs.index(max(probs))
+
 
 class BatchEngine(Protocol):
     """The device, as the batcher sees it: runs batches one after the other, in the order in which they are given."""
@@ -289,8 +294,7 @@ class Batcher:
                 escalated = entry.cascade is not None and point == self._menu.plain and entry.audit is None
                 self._metrics.observe_answer(point, entry.cascade or cascades[number], escalated)
                 if entry.audit is not None:
-                    probs = scores.probs[number]
-                    agreed = entry.audit.label == probs.index(max(probs))
+                    agreed = entry.audit.label == scores.label(number)
                     self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
                 elif escalated and entry.audited and entry.cascade is not None:
                     # The promise is of all answers, and those that are escalated are the plain model's own.
@@ -320,9 +324,8 @@ class Batcher:
             entry.escalate(cascade)
         else:
             # Sure enough to be answered; it is here because it is audited.
-            probs = scores.probs[number]
             width = point.width if cascade is None else cascade.width
-            entry.audit = _Audit(probs.index(max(probs)), width, cascade is not None)
+            entry.audit = _Audit(scores.label(number), width, cascade is not None)
             entry.resumes_at = self._menu.plain
         entry.sample = states
         self._queue.join(entry.request.tenant, [entry])

@@ -105,9 +105,8 @@ class Model:
     @property
     def certified(self) -> list[CascadeEntry]:
         """The calibrated cascades that are served."""
-        calibration = self.manifest.calibration
         served = {cascade.width for cascade in self.menu.cascades}
-        return [] if calibration is None else [entry for entry in calibration.cascades if entry.width in served]
+        return [entry for entry in self.manifest.cascades if entry.width in served]
 
 
 class Service:
@@ -292,8 +291,7 @@ class Service:
         timings = engine.warm_up(max_batch_tokens)
         adaptive = AdaptiveMenu.fixed(menu)
         if settings.width == "auto" and settings.point is None:
-            certified = [] if manifest.calibration is None else manifest.calibration.cascades
-            speedups = {entry.width: entry.ideal_speedup for entry in certified}
+            speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
             length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
             rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
             adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone, view
-from revmux_core.benchmark import median_ratio, time_in_turn
+from revmux_core.benchmark import speedup_over
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import machine
 from revmux_core.cascade import cascade_at_speed
 from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.confidence import top_probability
 from revmux_core.data import Example, label_ids, read_examples
 from revmux_core.evaluation import draws_at, evaluate, plain_labels
 from revmux_core.experiments.matrix import CASCADE, INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
@@ -291,8 +292,7 @@ def _speedup(run: Run, task: _Prepared, classifier: MuxClassifier, point: Operat
     key = (run.method, point, run.layers, run.int8, bool(run.delta_rank))
     if key not in task.speedups:
         own = partial(run_all, classifier, task.eval_samples, point, task.bundle.tokenizer.pad_id, BATCH_TOKENS)
-        times = time_in_turn({PLAIN: partial(_run_plain, task), "own": own}, _ROUNDS)
-        task.speedups[key] = median_ratio(times[PLAIN], times["own"])
+        task.speedups[key] = speedup_over(partial(_run_plain, task), own, _ROUNDS)
     return task.speedups[key]
 
 
@@ -305,10 +305,7 @@ def _measure_cascade(
     num_layers = classifier.backbone.num_layers
     samples = task.eval_samples
     confidences = np.stack(
-        [
-            run_all(classifier, samples, point, pad_id, BATCH_TOKENS)[0].softmax(dim=-1).amax(dim=-1).numpy()
-            for point in points
-        ],
+        [top_probability(run_all(classifier, samples, point, pad_id, BATCH_TOKENS)[0]).numpy() for point in points],
         axis=1,
     )
     halves = [range(0, len(samples), 2), range(1, len(samples), 2)]
@@ -324,7 +321,6 @@ def _measure_cascade(
         left_at[list(half)] = steps
     # Timed over all of the text at once, as everything else is: half as many samples make smaller batches.
     own = partial(run_cascade, classifier, samples, cascades[0], pad_id, BATCH_TOKENS)
-    times = time_in_turn({PLAIN: partial(_run_plain, task), "own": own}, _ROUNDS)
     agreement = float((labels == task.reference).double().mean())
     accuracy = float((labels == torch.tensor(task.eval_labels)).double().mean())
     return {
@@ -339,7 +335,7 @@ def _measure_cascade(
         "draws": 1,
         "escalated": float((left_at == len(points)).mean()),
         "thresholds": [cascade.threshold for cascade in cascades],
-        "speedup": median_ratio(times[PLAIN], times["own"]),
+        "speedup": speedup_over(partial(_run_plain, task), own, _ROUNDS),
         "ideal_speedup": cascades[0].ideal_speedup(left_at),
     }
 

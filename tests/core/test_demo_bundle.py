@@ -15,6 +15,7 @@ from revmux_core.manifest import BUILT_IN, read_manifest
 
 # SST-2's development set may not be redistributed, so it is not part of the project.
 SST2_DEV = Path(os.environ.get("SST2_DEV", Path(__file__).parents[3] / "shared/data/sst2/dev.tsv"))
+needs_sst2 = pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
 NAME, INTENTS = "sst2-minilm", "banking77-minilm"
 
 
@@ -44,7 +45,7 @@ def test_the_other_demo_knows_77_intents() -> None:
     assert labels == ["lost_or_stolen_card", "card_arrival", "change_pin"]
 
 
-@pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
+@needs_sst2
 @pytest.mark.parametrize("choice", [2, 4, "n1-l3"])
 def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choice: int | str) -> None:
     examples = read_examples(SST2_DEV)
@@ -59,7 +60,7 @@ def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choi
     assert result.agreement == pytest.approx(card["agreement"], abs=0.02)
 
 
-@pytest.mark.skipif(not SST2_DEV.is_file(), reason=f"needs SST-2's dev.tsv at {SST2_DEV}, or at $SST2_DEV")
+@needs_sst2
 @pytest.mark.parametrize("width", [1, 4])
 def test_guaranteed_answers_on_sst2_keep_the_certified_agreement(demo: Bundle, width: int) -> None:
     samples = demo.tokenizer([(example.text, None) for example in read_examples(SST2_DEV)])
