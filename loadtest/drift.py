@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import re
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,17 @@ async def drive(port: int, texts: dict[str, list[str]], stretches: int, stretch:
 
 
 def _audits(port: int) -> tuple[str, str, str]:
+    """Audits, agreement and whether a cascade is suspended, once no audit is left that waits for the device."""
+    read = _read(port)
+    while True:
+        time.sleep(0.3)
+        again = _read(port)
+        if again == read:
+            return read
+        read = again
+
+
+def _read(port: int) -> tuple[str, str, str]:
     with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as response:
         text = response.read().decode()
 

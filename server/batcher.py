@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 WINDOW = 1024
 """Entries at the head of the queue that a batch is chosen from. It bounds planning to about a millisecond."""
 
+AUDITS_HELD = 32
+"""Audits that wait for an idle device. As many at once are a batch worth running while others wait: without it a
+server that is never idle would never be audited."""
+
 SMOOTHING = 0.2
 """Weight of the newest batch in the running estimate of tokens a second."""
 
@@ -125,7 +129,8 @@ class _Audit:
 class _Entry:
     """One waiting sample of a request: its tokens or, once a point was run on it, its states and where it goes on.
 
-    `cascade` is the one it was escalated in, at `step`. An audited sample ends on the plain path whatever a point says.
+    `cascade` is the one it was escalated in, at `step`. An audited sample ends on the plain path whatever a point says;
+    once it is `answered`, only the comparison is left to do.
     """
 
     request: Pending
@@ -141,6 +146,7 @@ class _Entry:
     cascade: Cascade | None = None
     step: int = 0
     audit: _Audit | None = None
+    answered: bool = False
 
     @property
     def start(self) -> int:
@@ -168,7 +174,8 @@ class Batcher:
 
     Work-conserving: a free device gets the next batch at once, however small. While a batch runs the next one
     gathers, and is planned only when the device is free, so that late arrivals still join; but once the queue fills a
-    batch on its own, one more is handed over early, and the device finds it collated when it finishes.
+    batch on its own, one more is handed over early, and the device finds it collated when it finishes. Audits of
+    what is answered run one by one where nothing else waits, or together once `AUDITS_HELD` of them do.
     """
 
     def __init__(
@@ -191,6 +198,7 @@ class Batcher:
         self._guards = guards
         self._mux_scope = mux_scope
         self._queue: FairQueue[_Entry] = FairQueue()
+        self._audits: list[_Entry] = []
         self._running: set[asyncio.Task[None]] = set()
         self._dispatch_due = False
         self._arrivals = 0
@@ -240,20 +248,37 @@ class Batcher:
         self._queue.leave(pending.tenant, pending.first, pending.last)
 
     async def close(self) -> None:
-        """Waits for the batches that run. Whoever closes sees to it that nothing waits any more."""
-        await asyncio.gather(*self._running)
+        """Waits for the batches that run. Whoever closes sees to it that no request waits any more."""
+        while self._running:
+            self._audits.clear()
+            await asyncio.gather(*self._running)
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        while len(self._queue) and self._device_wants_more():
-            menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
-            if self._guards.suspended:
-                menu = replace(menu, suspended=self._guards.suspended)
-            planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
-            entries = self._queue.take(planned.members)
-            task = asyncio.get_running_loop().create_task(self._run(entries, planned.plan))
+        while (len(self._queue) or self._audits) and self._device_wants_more():
+            if len(self._audits) >= AUDITS_HELD or not len(self._queue):
+                entries, plan = self._next_audits()
+            else:
+                entries, plan = self._next_batch()
+            task = asyncio.get_running_loop().create_task(self._run(entries, plan))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _next_batch(self) -> tuple[list[_Entry], MuxPlan]:
+        menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
+        if self._guards.suspended:
+            menu = replace(menu, suspended=self._guards.suspended)
+        planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
+        return self._queue.take(planned.members), planned.plan
+
+    def _next_audits(self) -> tuple[list[_Entry], MuxPlan]:
+        # One alone, so that whoever arrives meanwhile waits no longer than that.
+        due = self._audits if len(self._audits) >= AUDITS_HELD else self._audits[:1]
+        planned = plan_batch(due, self._budget, self._menu)
+        entries = [due[position] for position in planned.members]
+        gone = set(map(id, entries))
+        self._audits = [entry for entry in self._audits if id(entry) not in gone]
+        return entries, planned.plan
 
     def _device_wants_more(self) -> bool:
         if not self._running:
@@ -262,7 +287,7 @@ class Batcher:
 
     async def _run(self, entries: list[_Entry], plan: MuxPlan) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
-        requests = dict.fromkeys(entry.request for entry in entries)
+        requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
         points = [group.point for group in plan.groups for _ in group.members]
         cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
         thresholds = [
@@ -279,9 +304,11 @@ class Batcher:
                 self.withdraw(request)
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
+        going_on: set[int] = set()
         if scores is not None:
             for number, states in scores.kept.items():
-                self._go_on(entries[number], points[number], cascades[number], states, number, scores)
+                if self._go_on(entries[number], points[number], cascades[number], states, number, scores):
+                    going_on.add(number)
         self._dispatch()
         if scores is None:
             return
@@ -290,15 +317,17 @@ class Batcher:
         for request in requests:
             request.computed(scores.seconds)
         for number, (entry, point) in enumerate(zip(entries, points, strict=True)):
-            if number not in scores.kept:
-                escalated = entry.cascade is not None and point == self._menu.plain and entry.audit is None
+            if number in going_on:
+                continue
+            escalated = entry.cascade is not None and point == self._menu.plain and entry.audit is None
+            if entry.audit is not None:
+                agreed = entry.audit.label == scores.label(number)
+                self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
+            elif escalated and entry.audited and entry.cascade is not None:
+                # The promise is of all answers, and those that are escalated are the plain model's own.
+                self._guards.observe(entry.cascade.width, True, True)
+            if not entry.answered:
                 self._metrics.observe_answer(point, entry.cascade or cascades[number], escalated)
-                if entry.audit is not None:
-                    agreed = entry.audit.label == scores.label(number)
-                    self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
-                elif escalated and entry.audited and entry.cascade is not None:
-                    # The promise is of all answers, and those that are escalated are the plain model's own.
-                    self._guards.observe(entry.cascade.width, True, True)
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
 
@@ -316,19 +345,28 @@ class Batcher:
         states: Prefilled,
         number: int,
         scores: Scores,
-    ) -> None:
-        """Puts a sample that is not answered yet back where it stood in the line, ahead of all that arrived later."""
+    ) -> bool:
+        """Keeps a sample whose plain answer is wanted; whether its request waits for that.
+
+        One that waits goes back where it stood in the line, ahead of all that arrived later.
+        """
         if entry.request.answers.done():
-            return
+            return True
         if cascade is not None and scores.confidences[number] < cascade.threshold:
+            entry.sample = states
             entry.escalate(cascade)
+            self._queue.join(entry.request.tenant, [entry])
+            return True
+        # Sure enough to be answered; it is here because it is audited.
+        width = point.width if cascade is None else cascade.width
+        audit = _Audit(scores.label(number), width, cascade is not None)
+        suspended = cascade is not None and width in self._guards.suspended
+        audited = replace(entry, sample=states, resumes_at=self._menu.plain, audit=audit, answered=not suspended)
+        if suspended:
+            self._queue.join(entry.request.tenant, [audited])
         else:
-            # Sure enough to be answered; it is here because it is audited.
-            width = point.width if cascade is None else cascade.width
-            entry.audit = _Audit(scores.label(number), width, cascade is not None)
-            entry.resumes_at = self._menu.plain
-        entry.sample = states
-        self._queue.join(entry.request.tenant, [entry])
+            self._audits.append(audited)
+        return suspended
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
         tokens = sum(entry.length for entry in entries)

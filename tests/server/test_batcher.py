@@ -19,7 +19,7 @@ from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
-from server.batcher import Batcher, Pending, Scores, Terms
+from server.batcher import AUDITS_HELD, Batcher, Pending, Scores, Terms
 from server.engine import Engine
 from server.errors import ClientDisconnected, InferenceFailed, QueueFull
 from server.guard import Audit, Guards
@@ -239,23 +239,64 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
     await batcher.close()
 
 
-async def test_an_audited_answer_is_plain_and_compared() -> None:
+async def test_an_audit_costs_its_request_no_time() -> None:
     device = ManualDevice()
     audits: list[Audit] = []
     batcher = batcher_on(device, guards=Guards(0.9, 1, audits.append))
     fast = batcher.submit(samples_of(0, [5, 5]), Terms(2))
     sure = batcher.submit(samples_of(1, [5]), Terms(1, guaranteed=True))
-    while not (fast.answers.done() and sure.answers.done()):
-        await settle()
+    await settle()
+    device.finish()
+    late = batcher.submit(samples_of(2, [5]), Terms(0))
+    await settle()
+    answers = [*fast.answers.result().items, *sure.answers.result().items]
+    assert [answer.point for answer in answers] == [TWO, TWO, EARLY]
+    while device.batches:
         device.finish()
         await settle()
-    answers = [*fast.answers.result().items, *sure.answers.result().items]
-    assert [(answer.point.width, answer.escalated) for answer in answers] == [(1, False)] * 3
+    assert late.answers.done()
+    rest = [(group.point, group.start, len(group.members)) for plan in device.plans[1:] for group in plan.groups]
+    assert rest[0] == (PLAIN, 0, 1)
+    assert sorted(rest[1:]) == [(PLAIN, EARLY.prefill, 1), (PLAIN, TWO.prefill, 1), (PLAIN, TWO.prefill, 1)]
     assert sorted((audit.width, audit.quality, audit.agreed) for audit in audits) == [
         (1, "guaranteed", True),
         (2, "fast", True),
         (2, "fast", True),
     ]
+
+
+async def test_a_server_that_is_never_idle_is_audited_all_the_same() -> None:
+    device = ManualDevice()
+    audits: list[Audit] = []
+    batcher = batcher_on(device, guards=Guards(0.9, 1, audits.append))
+    for request in range(200):
+        batcher.submit(samples_of(request, [5]), Terms(1, guaranteed=True))
+    await settle()
+    while batcher.load.items:
+        device.finish()
+        await settle()
+    assert len(audits) > 200 - 2 * AUDITS_HELD
+    while device.batches:
+        device.finish()
+        await settle()
+    assert len(audits) == 200
+
+
+async def test_a_suspended_cascade_answers_nothing_but_is_audited() -> None:
+    device = ManualDevice()
+    audits: list[Audit] = []
+    guards = Guards(0.9, 1, audits.append)
+    while not guards.suspended:
+        guards.observe(1, True, agreed=False)
+    before = len(audits)
+    batcher = batcher_on(device, guards=guards)
+    pending = batcher.submit(samples_of(0, [5]), Terms(1, guaranteed=True))
+    while not pending.answers.done():
+        await settle()
+        device.finish()
+        await settle()
+    assert pending.answers.result().items[0].point == PLAIN
+    assert [(audit.width, audit.agreed) for audit in audits[before:]] == [(1, True)]
 
 
 async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:

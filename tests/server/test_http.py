@@ -129,11 +129,11 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
             assert f'revmux_escalations_total{{mux_width="{cascade["width"]}"}}' in metrics
     with running_server(lambda: bundle, width="max", shadow_share=1) as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
-        audited = classify(client, input=texts)["data"]
-        assert [item["label"] for item in audited] == plain
-        metrics = client.get("/metrics").text
         width = info["cascades"][0]["width"]
-        assert f'revmux_shadow_agreement{{mux_width="{width}",quality="guaranteed"}}' in metrics
+        agreement = f'revmux_shadow_agreement{{mux_width="{width}",quality="guaranteed"}}'
+        assert [item["label"] for item in classify(client, input=texts)["data"]] == [item["label"] for item in data]
+        wait_until(lambda: agreement in client.get("/metrics").text)
+        metrics = client.get("/metrics").text
         assert f'revmux_cascade_suspended{{mux_width="{width}"}} 0.0' in metrics
     with running_server(lambda: bundle, quality="exact") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
