@@ -24,15 +24,15 @@ class Guard:
     """Watches one cascade, or what is served fast at one width: how often audited answers were the plain model's.
 
     It suspends when so few audits agree that the exact upper bound of that share lies under `target`. From then on it
-    counts anew, and resumes once as many audits as could certify the target agree often enough. Without a target it
-    only counts.
+    counts anew, the latest audits only, and resumes once as many as could certify the target agree often enough.
+    Without a target it only counts.
     """
 
     def __init__(self, target: float | None, confidence: float = 0.95) -> None:
         self.suspended = False
         self._target = target
-        self._confidence = confidence
-        self._audits: deque[bool] = deque(maxlen=WINDOW)
+        self._needed = samples_needed(target, confidence) if target is not None else 0
+        self._audits: deque[bool] = deque()
         self._agreed = 0
 
     @property
@@ -57,14 +57,15 @@ class Guard:
 
     def observe(self, agreed: bool) -> bool:
         """Counts an audit; whether the guard suspended or resumed with it."""
-        if len(self._audits) == WINDOW:
-            self._agreed -= self._audits[0]
         self._audits.append(agreed)
         self._agreed += agreed
+        # Twice what is needed forgets the texts that led to the suspension as soon as they no longer come.
+        if len(self._audits) > (2 * self._needed if self.suspended else WINDOW):
+            self._agreed -= self._audits.popleft()
         if self._target is None:
             return False
         if self.suspended:
-            due = self.audits >= samples_needed(self._target, self._confidence) and self.agreement >= self._target
+            due = self.audits >= self._needed and self.agreement >= self._target
         else:
             due = _chance(self._target, self.audits - self._agreed, self.audits) < _FALSE_ALARM
         if due:
