@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revmux_core.batch import Prefilled
 from revmux_core.cascade import Cascade
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
-from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade, run_plan
+from revmux_core.offline import BATCH_TOKENS, answer_plan, run_all, run_cascade
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.training.batches import length_grouped_batches
 
 # As in training, so that partners are as similar in length as there; a multiple of every power-of-two width.
 _BATCH = 64
+
+_STATES_BYTES = 2**30
+"""Most memory for the states at the end of the prefill, which all draws share; more text is prefilled for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,15 @@ def evaluate(
         raise RevmuxError(f"width {width} needs at least {width} samples, got {len(samples)}")
     plain = plain_labels(classifier, samples, pad_id) if reference is None else reference
     answers = torch.empty(draws, len(samples), dtype=torch.long)
+    draw_from: Sequence[Tokens | Prefilled] = samples
     for draw in range(draws):
-        answers[draw] = _draw_labels(classifier, point, samples, pad_id, seed, draw)
+        # What partners cannot change is computed in the first draw only.
+        answers[draw], draw_from = _draw_labels(classifier, point, draw_from, pad_id, seed, draw)
         progress()
     without_composite = None
     if width > 1:
         with _blanked(classifier.adapters_of(point).multiplexer):
-            blank = _draw_labels(classifier, point, samples, pad_id, seed, draws)
+            blank, _ = _draw_labels(classifier, point, draw_from, pad_id, seed, draws)
         without_composite = float((blank == plain).double().mean())
     truth = None if labels is None else torch.tensor(labels)
     agreement = (answers == plain).double().mean(dim=1)
@@ -189,11 +195,21 @@ def plain_labels(classifier: MuxClassifier, samples: Sequence[Tokens], pad_id: i
 
 
 def _draw_labels(
-    classifier: MuxClassifier, point: OperatingPoint, samples: Sequence[Tokens], pad_id: int, seed: int, draw: int
-) -> Tensor:
-    """The label of every sample, `[S]`, for one draw of partners."""
+    classifier: MuxClassifier,
+    point: OperatingPoint,
+    samples: Sequence[Tokens | Prefilled],
+    pad_id: int,
+    seed: int,
+    draw: int,
+) -> tuple[Tensor, Sequence[Tokens | Prefilled]]:
+    """The label of every sample, `[S]`, for one draw of partners; and the samples as further draws should have them:
+    prefilled, where the states of all fit in memory."""
     labels = torch.empty(len(samples), dtype=torch.long)
     lengths = [len(sample) for sample in samples]
+    start = samples[0].depth if isinstance(samples[0], Prefilled) else 0
+    fits = 4 * sum(lengths) * classifier.backbone.hidden_size <= _STATES_BYTES
+    keep = point.width > 1 and start < point.prefill and fits
+    kept: dict[int, Prefilled] = {}
     generator = np.random.default_rng((seed, draw, len(samples)))
     for batch in length_grouped_batches(lengths, _BATCH, seed, draw):
         answered = len(batch)
@@ -201,7 +217,9 @@ def _draw_labels(
         if tail:
             others = np.setdiff1d(np.arange(len(samples)), batch[-tail:])
             batch = batch + generator.choice(others, point.width - tail, replace=False).tolist()
-        plan = MuxPlan((Group(point, tuple(range(len(batch)))),))
-        logits = run_plan(classifier, [samples[i] for i in batch], plan, pad_id)
-        labels[batch[:answered]] = logits.argmax(dim=-1)[:answered]
-    return labels
+        group = Group(point, tuple(range(len(batch))), start)
+        outcome = answer_plan(classifier, [samples[i] for i in batch], MuxPlan((group,)), pad_id)
+        labels[batch[:answered]] = outcome.logits.argmax(dim=-1)[:answered].cpu()
+        if keep:
+            kept.update((i, outcome.prefilled(group, position)) for position, i in enumerate(batch[:answered]))
+    return labels, [kept[i] for i in range(len(samples))] if keep else samples
