@@ -92,10 +92,12 @@ async def compare(
     once_plain, once_fast = ([summarize(run, labels, reference)] for run in passes)
 
     async def alternate(name: str, drive: Drive, rate: float | None = None) -> Comparison:
-        """Plain, fast, plain, ...; the round is the seed, so both see the same order and arrivals."""
+        """Plain, fast, fast, plain, ...: neither always goes first. The round is the seed, so both see the same order
+        and arrivals."""
         summaries: dict[Client, list[Summary]] = {plain: [], fast: []}
         for number in range(plan.rounds):
-            for client, side in ((plain, "plain"), (fast, "fast")):
+            sides = ((plain, "plain"), (fast, "fast"))
+            for client, side in sides if number % 2 == 0 else reversed(sides):
                 summary = summarize(await drive(client, number), labels, reference)
                 summaries[client].append(summary)
                 progress(f"{name}, round {number + 1} of {plan.rounds}, {side}: {summary.throughput:.1f} requests/s")
