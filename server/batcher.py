@@ -19,7 +19,7 @@ from server.errors import InferenceFailed, QueueFull
 from server.guard import Guards
 from server.metrics import Metrics
 from server.planner import Menu, MuxScope, plan_batch
-from server.queue import FairQueue, Rank
+from server.queue import FairQueue, Rank, WaitingQueue
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class Batcher:
         self._guards = guards
         self._mux_scope = mux_scope
         self._queue: FairQueue[_Entry] = FairQueue()
-        self._audits: list[_Entry] = []
+        self._audits: WaitingQueue[_Entry] = WaitingQueue()
         self._running: set[asyncio.Task[None]] = set()
         self._dispatch_due = False
         self._arrivals = 0
@@ -250,12 +250,12 @@ class Batcher:
     async def close(self) -> None:
         """Waits for the batches that run. Whoever closes sees to it that no request waits any more."""
         while self._running:
-            self._audits.clear()
+            self._audits = WaitingQueue()
             await asyncio.gather(*self._running)
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        while (len(self._queue) or self._audits) and self._device_wants_more():
+        while (len(self._queue) or len(self._audits)) and self._device_wants_more():
             if len(self._audits) >= AUDITS_HELD or not len(self._queue):
                 entries, plan = self._next_audits()
             else:
@@ -273,12 +273,9 @@ class Batcher:
 
     def _next_audits(self) -> tuple[list[_Entry], MuxPlan]:
         # One alone, so that whoever arrives meanwhile waits no longer than that.
-        due = self._audits if len(self._audits) >= AUDITS_HELD else self._audits[:1]
+        due = self._audits.head(WINDOW if len(self._audits) >= AUDITS_HELD else 1)
         planned = plan_batch(due, self._budget, self._menu)
-        entries = [due[position] for position in planned.members]
-        gone = set(map(id, entries))
-        self._audits = [entry for entry in self._audits if id(entry) not in gone]
-        return entries, planned.plan
+        return self._audits.take(planned.members), planned.plan
 
     def _device_wants_more(self) -> bool:
         if not self._running:
@@ -365,7 +362,7 @@ class Batcher:
         if suspended:
             self._queue.join(entry.request.tenant, [audited])
         else:
-            self._audits.append(audited)
+            self._audits.join([audited])
         return suspended
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,7 +15,7 @@ from transformers import BertForSequenceClassification
 
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
-from revmux_core.classifier import Adapters, make_adapters
+from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.manifest import record_calibration, record_measurements
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
@@ -55,6 +56,18 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_bundle_path: Path) -> Bundle:
     return load_bundle(tiny_bundle_path)
+
+
+@pytest.fixture(scope="session")
+def entangled_bundle(tiny_bundle: Bundle) -> Bundle:
+    """The tiny model with one composite, of width 2, whose weights are wide enough that partners decide labels."""
+    torch.manual_seed(0)
+    backbone = tiny_bundle.classifier.backbone
+    point = OperatingPoint.mux(2, 1, LAYERS)
+    adapters = make_adapters(backbone, point, make_multiplexer("vanilla-adapter", 2, HIDDEN), 0)
+    for parameter in adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return replace(tiny_bundle, classifier=MuxClassifier(backbone, {point: adapters}))
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class Gate:
 @contextmanager
 def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[httpx.Client, Service]]:
     """A client of a server on a free port, and its service. Nothing is audited unless a test asks for it: audits are
-    drawn at random, and answer plainly."""
+    drawn at random, and run batches of their own."""
     settings = read_settings(**{"port": 0, "shadow_share": 0, **flags})
     app = create_app(settings, load)
     listener = listen(settings)
