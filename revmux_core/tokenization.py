@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer as RustTokenizer
 
 from revmux_core.plan import Tokens
+
+if TYPE_CHECKING:
+    # Takes seconds and brings torch, neither of which a process that only cuts texts needs.
+    from transformers import PreTrainedTokenizerBase
 
 Text = tuple[str, str | None]
 """One text, or the two texts of a pair."""
 
 
-class Tokenizer:
-    """The backbone's own fast tokenizer; safe to call from several threads.
+class TextTokenizer:
+    """A Rust tokenizer and the length that a model takes; safe to call from several threads.
 
     It cuts over-long texts itself, since the Rust tokenizer holds its truncation length as shared state: setting it
-    for one caller would change, or panic under, another.
-
-    Raises `ValueError` for a tokenizer without a fast (Rust) implementation.
+    for one caller would change, or panic under, another. `segmented` models tell the two texts of a pair apart.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} has no fast implementation, which serving needs")
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._segmented = "token_type_ids" in tokenizer.model_input_names
-        self.pad_id = int(tokenizer.pad_token_id)
-        self.mask_id: int | None = tokenizer.mask_token_id
-        self.special_ids: list[int] = tokenizer.all_special_ids
+    def __init__(self, backend: RustTokenizer, segmented: bool, max_tokens: int) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.segmented = segmented
         self.max_tokens = max_tokens
+
+    def to_json(self) -> str:
+        """The Rust tokenizer, for `RustTokenizer.from_str`."""
+        return str(self._backend.to_str())
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """Encodes `(text, pair or None)` items whole, special tokens included."""
@@ -59,11 +61,26 @@ class Tokenizer:
                         continue
                 kept.append(position)
             ids, type_ids = [ids[i] for i in kept], [type_ids[i] for i in kept]
-        return Tokens(ids, type_ids if self._segmented else None)
+        return Tokens(ids, type_ids if self.segmented else None)
 
     def __call__(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encodes and cuts to the backbone's limit."""
         return [self.cut(encoding, self.max_tokens) for encoding in self.encode(texts)]
+
+
+class Tokenizer(TextTokenizer):
+    """The backbone's own fast tokenizer, with its special tokens.
+
+    Raises `ValueError` for a tokenizer without a fast (Rust) implementation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} has no fast implementation, which serving needs")
+        super().__init__(tokenizer.backend_tokenizer, "token_type_ids" in tokenizer.model_input_names, max_tokens)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.special_ids: list[int] = tokenizer.all_special_ids
 
 
 def _share(first: int, second: int, room: int) -> tuple[int, int]:

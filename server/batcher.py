@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,6 +16,7 @@ from revmux_core.plan import MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu
 from server.admission import Load, QueueLimits, retry_after
+from server.answers import Answer, Answers, Terms
 from server.errors import InferenceFailed, QueueFull
 from server.guard import Guards
 from server.metrics import Metrics
@@ -60,29 +62,6 @@ class BatchEngine(Protocol):
     def run(
         self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
     ) -> Awaitable[Scores]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One sample's scores, the `point` that they are from, and whether it was escalated to it."""
-
-    logits: list[float]
-    probs: list[float]
-    point: OperatingPoint
-    escalated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """One request's answers in the order of its samples.
-
-    `inference_seconds` is the compute of all batches that held a sample of it, `queue_seconds` the rest of the time
-    from admission to the last answer.
-    """
-
-    items: list[Answer]
-    queue_seconds: float
-    inference_seconds: float
 
 
 class Pending:
@@ -159,16 +138,6 @@ class _Entry:
         self.resumes_at = cascade.at(self.step)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a request asks for beside its samples, and the `tenant` it comes from."""
-
-    max_width: int
-    priority: int = 0
-    guaranteed: bool = False
-    tenant: str = ""
-
-
 class Batcher:
     """Belongs to one event loop. `menu` is all that is served, `adaptive` what of it the load calls for.
 
@@ -201,6 +170,7 @@ class Batcher:
         self._audits: WaitingQueue[_Entry] = WaitingQueue()
         self._running: set[asyncio.Task[None]] = set()
         self._dispatch_due = False
+        self._report_due = False
         self._arrivals = 0
         self._tokens_per_second: float | None = None
 
@@ -246,6 +216,9 @@ class Batcher:
     def withdraw(self, pending: Pending) -> None:
         """Takes what still waits of a request out of the queue: answered, expired, failed, or its client is gone."""
         self._queue.leave(pending.tenant, pending.first, pending.last)
+        if not self._report_due:
+            self._report_due = True
+            asyncio.get_running_loop().call_soon(self._report)
 
     async def close(self) -> None:
         """Waits for the batches that run. Whoever closes sees to it that no request waits any more."""
@@ -263,6 +236,11 @@ class Batcher:
             task = asyncio.get_running_loop().create_task(self._run(entries, plan))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+        self._report()
+
+    def _report(self) -> None:
+        self._report_due = False
+        self._metrics.observe_queue(self._queue.load)
 
     def _next_batch(self) -> tuple[list[_Entry], MuxPlan]:
         menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
@@ -311,6 +289,7 @@ class Batcher:
             return
         self._observe(entries, plan, scores)
         now = asyncio.get_running_loop().time()
+        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
         for request in requests:
             request.computed(scores.seconds)
         for number, (entry, point) in enumerate(zip(entries, points, strict=True)):
@@ -324,9 +303,11 @@ class Batcher:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
                 self._guards.observe(entry.cascade.width, True, True)
             if not entry.answered:
-                self._metrics.observe_answer(point, entry.cascade or cascades[number], escalated)
+                answered[point, entry.cascade or cascades[number], escalated] += 1
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
+        for (point, cascade, escalated), count in answered.items():
+            self._metrics.observe_answers(point, cascade, escalated, count)
 
     def _cascade_of(self, entry: _Entry, point: OperatingPoint) -> Cascade | None:
         """The cascade that decides whether `entry` may leave at `point`; None where it leaves in any case."""

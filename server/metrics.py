@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan
 from revmux_core.points import OperatingPoint
 from server.admission import Load
 from server.guard import Audit
+from server.processes import ProcessTree
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _POWERS = tuple(2.0**n for n in range(15))
 
 
-class Metrics:
-    """One application's metrics, in a registry of its own."""
+# Of a gauge that one process sets, in a server of several; and of one that all of them have a part in.
+_LATEST: Final = "livemostrecent"
+_SUM: Final = "livesum"
 
-    def __init__(self, version: str) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+
+class Metrics:
+    """One process's part of a server's metrics; what is rendered is the whole server's.
+
+    With `shared`, a folder, several processes are one server: each keeps its part in a file there, where a restart
+    finds it again. The folder must be in PROMETHEUS_MULTIPROC_DIR before this module is imported. Gauges of processes
+    that ended do not count, once the supervisor has removed their files.
+    """
+
+    def __init__(self, version: str, shared: Path | None = None) -> None:
+        registry = CollectorRegistry()
+        if shared is None:
+            self._whole = registry
+            ProcessCollector(registry=registry)
+        else:
+            self._whole = CollectorRegistry()
+            MultiProcessCollector(self._whole, str(shared))
+            self._whole.register(ProcessTree(shared))
         self.requests = Counter(
             "revmux_requests", "Requests by path and HTTP status.", ["path", "status"], registry=registry
         )
@@ -78,6 +98,7 @@ class Metrics:
             "Share of inputs that calibration predicted to be escalated, by mux width.",
             ["mux_width"],
             registry=registry,
+            multiprocess_mode=_LATEST,
         )
         labels = ["mux_width", "quality"]
         self.shadow_answers = Counter(
@@ -86,39 +107,52 @@ class Metrics:
             [*labels, "agreed"],
             registry=registry,
         )
-        self.shadow_agreement = Gauge(
-            "revmux_shadow_agreement", "Share of recent audits that agreed.", labels, registry=registry
-        )
-        self.shadow_agreement_low = Gauge(
-            "revmux_shadow_agreement_low", "Lower end of its 95% interval.", labels, registry=registry
-        )
-        self.shadow_agreement_high = Gauge(
-            "revmux_shadow_agreement_high", "Upper end of its 95% interval.", labels, registry=registry
+        self.shadow_agreement, self.shadow_agreement_low, self.shadow_agreement_high = (
+            Gauge(name, help_text, labels, registry=registry, multiprocess_mode=_LATEST)
+            for name, help_text in (
+                ("revmux_shadow_agreement", "Share of recent audits that agreed."),
+                ("revmux_shadow_agreement_low", "Lower end of its 95% interval."),
+                ("revmux_shadow_agreement_high", "Upper end of its 95% interval."),
+            )
         )
         self.suspended = Gauge(
             "revmux_cascade_suspended",
             "1 while audits say that a certified cascade does not keep its target, and it does not answer.",
             ["mux_width"],
             registry=registry,
+            multiprocess_mode=_LATEST,
         )
         self.shed = Counter("revmux_shed_requests", "Requests refused because the queue was full.", registry=registry)
         self.expired = Counter("revmux_expired_requests", "Requests past their deadline.", registry=registry)
         self.cancelled = Counter("revmux_cancelled_requests", "Requests whose client had gone.", registry=registry)
-        Info("revmux_build", "The running server.", registry=registry).info({"version": version})
-        self._model = Info("revmux_model", "The loaded model.", registry=registry)
+        self.in_progress, self.queue_items, self.queue_tokens = (
+            Gauge(name, help_text, registry=registry, multiprocess_mode=_SUM)
+            for name, help_text in (
+                ("revmux_requests_in_progress", "Admitted requests without an answer yet."),
+                ("revmux_queue_items", "Samples that wait for the device."),
+                ("revmux_queue_tokens", "Tokens that wait for the device."),
+            )
+        )
+        # Not of the type Info, which several processes cannot share; its text is the same.
+        build = Gauge(
+            "revmux_build_info", "The running server.", ["version"], registry=registry, multiprocess_mode=_LATEST
+        )
+        build.labels(version).set(1)
+        self._model = Gauge(
+            "revmux_model_info",
+            "The loaded model.",
+            ["model", "base", "widths"],
+            registry=registry,
+            multiprocess_mode=_LATEST,
+        )
 
     def describe_model(self, name: str, base: str, widths: str) -> None:
-        self._model.info({"model": name, "base": base, "widths": widths})
+        self._model.labels(name, base, widths).set(1)
 
-    def watch(self, in_progress: Callable[[], int], queued: Callable[[], Load]) -> None:
-        """Has the gauges read what is admitted, and what of it waits for the device, whenever they are read."""
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "revmux_requests_in_progress": ("Admitted requests without an answer yet.", in_progress),
-            "revmux_queue_items": ("Samples that wait for the device.", lambda: queued().items),
-            "revmux_queue_tokens": ("Tokens that wait for the device.", lambda: queued().tokens),
-        }
-        for name, (help_text, read) in gauges.items():
-            Gauge(name, help_text, registry=self.registry).set_function(read)
+    def observe_queue(self, load: Load) -> None:
+        """Exports what waits for the device now."""
+        self.queue_items.set(load.items)
+        self.queue_tokens.set(load.tokens)
 
     def observe_batch(self, plan: MuxPlan, tokens: int, padded_tokens: int, seconds: float) -> None:
         """Counts a computed batch: `tokens` real ones in `padded_tokens` positions."""
@@ -128,13 +162,13 @@ class Metrics:
         self.batch_padding.observe(1 - tokens / padded_tokens)
         self.batch_composites.observe(plan.composites)
 
-    def observe_answer(self, point: OperatingPoint, cascade: Cascade | None, escalated: bool) -> None:
-        """Counts an input that was answered at `point`, by a certified cascade where there is one."""
-        self.inputs.labels(point.width, point.name).inc()
+    def observe_answers(self, point: OperatingPoint, cascade: Cascade | None, escalated: bool, count: int) -> None:
+        """Counts inputs that were answered at `point`, by a certified cascade where there is one."""
+        self.inputs.labels(point.width, point.name).inc(count)
         if cascade is not None:
-            self.guaranteed.labels(cascade.width).inc()
+            self.guaranteed.labels(cascade.width).inc(count)
             if escalated:
-                self.escalations.labels(cascade.width).inc()
+                self.escalations.labels(cascade.width).inc(count)
 
     def observe_audit(self, audit: Audit) -> None:
         """Counts an audit, and exports what its guard makes of all of this width and quality."""
@@ -150,8 +184,8 @@ class Metrics:
     def escalation_rate(self, width: int) -> float | None:
         """Share of guaranteed inputs of this cascade that were escalated since the start; None before the first."""
         labels = {"mux_width": str(width)}
-        answered = self.registry.get_sample_value("revmux_guaranteed_inputs_total", labels)
-        escalated = self.registry.get_sample_value("revmux_escalations_total", labels)
+        answered = self._whole.get_sample_value("revmux_guaranteed_inputs_total", labels)
+        escalated = self._whole.get_sample_value("revmux_escalations_total", labels)
         return escalated / answered if answered and escalated is not None else None
 
     def predict_escalations(self, rates: Mapping[int, float]) -> None:
@@ -165,4 +199,4 @@ class Metrics:
     def render(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: OpenMetrics where `accept` asks for it, else Prometheus text."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        return encode(self._whole), content_type

@@ -1,28 +1,19 @@
-"""What stands between the routes and the batcher: the model's life cycle, and a request's way from texts to answers."""
+"""What stands between the routes and the model: its life cycle, and a request's way from texts to answers."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import hmac
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from starlette.types import Receive
 
-from revmux_core.bundle import Bundle
 from revmux_core.cascade import Quality
-from revmux_core.errors import RevmuxError
-from revmux_core.manifest import CascadeEntry, Manifest
 from revmux_core.tokenization import Text
-from server import __version__
-from server.adaptive import AdaptiveMenu, CostModel, ladder
-from server.admission import QueueLimits
-from server.batcher import Answers, Batcher, Pending, Terms
-from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
+from server.answers import Admitted, Answers, Batching, Terms
 from server.errors import (
     ClientDisconnected,
     DeadlineExceeded,
@@ -33,19 +24,15 @@ from server.errors import (
     Unavailable,
     UnknownModel,
 )
-from server.guard import Audit, Guards
+from server.facts import Facts
 from server.metrics import Metrics
-from server.planner import PLAIN_ONLY, Menu, served_cascades, served_points
-from server.settings import Settings, SettingsError
+from server.planner import PLAIN_ONLY
+from server.settings import Settings
 from server.tokenization import RequestTokenizer
 
-logger = logging.getLogger(__name__)
-
-TYPICAL_LENGTH = 32
-"""Tokens of the samples that the speeds of the ladder's rungs are compared at."""
-
-PATIENCE_BATCHES = 0.5
-"""How long a queue may be before more is multiplexed, in full plain batches: what waits then shares the next batch."""
+WATCH_AFTER = 0.05
+"""Seconds after which a request that still waits gets a task that notices when its client leaves or its time is up:
+most are answered before, and a task costs more than the rest of the service."""
 
 LOADING_RETRY, DRAINING_RETRY = 5, 1
 """Seconds of `Retry-After`: while loading, about a small model's load; while draining, another replica answers now."""
@@ -76,48 +63,41 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A request's answers and the tokens that they took."""
+class Model:
+    """A model that can be asked."""
 
-    answers: Answers
-    tokens: int
+    facts: Facts
+    tokenizer: RequestTokenizer
+    batcher: Batching[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """Everything that exists once the bundle is loaded and warm."""
+class Result:
+    """A request's answers, the tokens that they took, and what gave them."""
 
-    manifest: Manifest
-    menu: Menu
-    quality: Quality
-    max_batch_tokens: int
-    engine: Engine
-    tokenizer: RequestTokenizer
-    batcher: Batcher
-    device: torch.device
-    dtype: torch.dtype
-    loaded_at: int
+    answers: Answers
+    tokens: int
+    facts: Facts
 
-    @property
-    def widths(self) -> list[int]:
-        return sorted({point.width for point in self.menu.points})
 
-    @property
-    def certified(self) -> list[CascadeEntry]:
-        """The calibrated cascades that are served."""
-        served = {cascade.width for cascade in self.menu.cascades}
-        return [entry for entry in self.manifest.cascades if entry.width in served]
+class Backend(Protocol):
+    """Where the model comes from. It tells its service of a model that can be asked, and of one that is gone."""
+
+    def start(self, service: Service) -> None:
+        """Begins to get the model ready, in the background."""
+
+    async def close(self) -> None:
+        """Ends what `start` began, after the batches that run."""
 
 
 class Service:
-    """One loaded model behind one event loop. `load` reads the bundle; it runs in a thread, once."""
+    """One model behind one event loop."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Bundle]) -> None:
+    def __init__(self, settings: Settings, backend: Backend, metrics: Metrics) -> None:
         self.settings = settings
-        self.metrics = Metrics(__version__)
+        self.metrics = metrics
         self.failure: BaseException | None = None
-        self._load = load
-        self._loading: asyncio.Task[None] | None = None
+        self._backend = backend
         self._model: Model | None = None
         self._draining = False
         self._admitted = 0
@@ -137,14 +117,24 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """The loaded model. Raises `Unavailable` before it is there."""
+        """The loaded model. Raises `Unavailable` while there is none."""
         if self._model is None:
             raise Unavailable("the model is still loading: try again shortly", LOADING_RETRY)
         return self._model
 
     def start(self) -> None:
-        """Begins to load and warm up in the background."""
-        self._loading = asyncio.create_task(self._start_model())
+        """Has the backend begin."""
+        self._backend.start(self)
+
+    def serve(self, model: Model) -> None:
+        """From now on `model` answers."""
+        self._model = model
+
+    def lose(self) -> None:
+        """The model is gone; another one may come."""
+        if self._model is not None:
+            self._model.tokenizer.close()
+            self._model = None
 
     def drain(self) -> None:
         """From now on refuses new work, while admitted requests are still answered."""
@@ -153,12 +143,8 @@ class Service:
     async def close(self) -> None:
         """Ends the threads, after the batches that run."""
         self._draining = True
-        if self._loading is not None:
-            await self._loading
-        if self._model is not None:
-            await self._model.batcher.close()
-            self._model.tokenizer.close()
-            self._model.engine.close()
+        await self._backend.close()
+        self.lose()
 
     def authorize(self, header: str | None) -> str:
         """The tenant that an `Authorization` header speaks for: the number of its key, or "" on an open server.
@@ -183,9 +169,9 @@ class Service:
 
     def require_model(self, name: str | None) -> None:
         """Raises `UnknownModel` where a request names another model than the loaded one."""
-        if name is not None and name != self.model.manifest.name:
+        if name is not None and name != self.model.facts.name:
             raise UnknownModel(
-                f"the loaded model is {self.model.manifest.name}: name it, or leave `model` out", param="model"
+                f"the loaded model is {self.model.facts.name}: name it, or leave `model` out", param="model"
             )
 
     async def classify(self, work: Work, receive: Receive) -> Result:
@@ -194,7 +180,7 @@ class Service:
         Raises a `ServiceError` for every way in which this can end without answers.
         """
         model = self.require_ready()
-        if work.quality == "guaranteed" and not model.menu.cascades:
+        if work.quality == "guaranteed" and not model.facts.cascades:
             raise InvalidRequest(
                 "this server has no certified cascade (the bundle is not calibrated, or --point or --width leaves its "
                 "cascades out): ask for `quality` exact (plain inference) or fast",
@@ -205,12 +191,12 @@ class Service:
             raise RequestTooLarge(f"the request has {len(work.texts)} inputs, more than {most}: send fewer at a time")
         timeout_ms = self.settings.default_timeout_ms if work.timeout_ms is None else work.timeout_ms
         self._admitted += 1
+        self.metrics.in_progress.inc()
         try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                return await self._answer(model, work, receive)
-        except TimeoutError:
+            return await self._answer(model, work, timeout_ms, receive)
+        except DeadlineExceeded:
             self.metrics.expired.inc()
-            raise DeadlineExceeded(timeout_ms) from None
+            raise
         except QueueFull:
             self.metrics.shed.inc()
             raise
@@ -219,106 +205,60 @@ class Service:
             raise
         finally:
             self._admitted -= 1
+            self.metrics.in_progress.dec()
 
-    async def _answer(self, model: Model, work: Work, receive: Receive) -> Result:
-        samples = await model.tokenizer.tokenize(work.texts, work.max_tokens, work.truncate)
-        quality = work.quality or model.quality
-        max_width = model.widths[-1] if work.max_width is None else work.max_width
+    async def _answer(self, model: Model, work: Work, timeout_ms: float, receive: Receive) -> Result:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1000
+        if model.tokenizer.is_quick(work.texts):
+            samples = model.tokenizer.tokenize(work.texts, work.max_tokens, work.truncate)
+        else:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    samples = await model.tokenizer.tokenize_large(work.texts, work.max_tokens, work.truncate)
+            except TimeoutError:
+                raise DeadlineExceeded(timeout_ms) from None
+        quality = work.quality or model.facts.quality
+        max_width = model.facts.widths[-1] if work.max_width is None else work.max_width
         if quality == "exact":
             max_width = PLAIN_ONLY
         terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant)
         pending = model.batcher.submit(samples, terms)
-        watcher = asyncio.create_task(_fail_on_disconnect(receive, pending))
+        watch = _Watch(pending, receive, deadline, timeout_ms)
+        timer = loop.call_at(min(loop.time() + WATCH_AFTER, deadline), watch.start)
         try:
             answers = await pending.answers
         finally:
-            watcher.cancel()
+            timer.cancel()
+            watch.stop()
             model.batcher.withdraw(pending)
         self.metrics.queue_duration.observe(answers.queue_seconds)
-        return Result(answers, sum(map(len, samples)))
+        return Result(answers, sum(map(len, samples)), model.facts)
 
-    async def _start_model(self) -> None:
+
+@dataclass(slots=True)
+class _Watch:
+    """Fails a request whose client leaves or whose time is up, from when it is started until it is stopped."""
+
+    pending: Admitted
+    receive: Receive
+    deadline: float
+    timeout_ms: float
+    task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self) -> None:
         try:
-            self._model = await asyncio.to_thread(self._build_model)
-        except RevmuxError as error:
-            self.failure = error
-        except Exception as error:
-            logger.exception("loading failed")
-            self.failure = error
-
-    def _report(self, audit: Audit) -> None:
-        self.metrics.observe_audit(audit)
-        if audit.changed and audit.guard.suspended:
-            logger.warning(
-                "the cascade of width %d is suspended: audits say that it no longer agrees with the plain model as "
-                "often as it was certified to; the texts are not those it was calibrated on",
-                audit.width,
-            )
-        elif audit.changed:
-            logger.warning("the cascade of width %d answers again: audits agree often enough", audit.width)
-
-    def _build_model(self) -> Model:
-        settings = self.settings
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        bundle = self._load()
-        manifest, classifier = bundle.manifest, bundle.classifier
-        parameter = next(classifier.parameters())
-        device = parameter.device
-        layers = classifier.backbone.num_layers
-        chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
-        menu = Menu(served_points(chosen, layers), served_cascades(settings.choose_cascades(bundle.cascades())))
-        if settings.quality == "guaranteed" and not menu.cascades:
-            raise SettingsError("quality", f"no calibrated cascade of bundle {manifest.name} is served")
-        quality = settings.quality
-        if quality == "auto":
-            quality = "guaranteed" if menu.cascades else "fast"
-        if (
-            len(menu.points) == 1
-            and len(classifier.points) > 1
-            and isinstance(settings.width, str)
-            and not settings.point
-        ):
-            logger.warning(
-                "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
-                "(measure with `revmux card`, calibrate, or choose --min-agreement, --width or --point)",
-                manifest.name,
-                100 * settings.min_agreement,
-            )
-        default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
-        max_batch_tokens = settings.max_batch_tokens or default
-        engine = Engine(bundle, menu.points, device)
-        timings = engine.warm_up(max_batch_tokens)
-        adaptive = AdaptiveMenu.fixed(menu)
-        if settings.width == "auto" and settings.point is None:
-            speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
-            length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
-            rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
-            adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
-        target = None if manifest.calibration is None else manifest.calibration.target
-        guards = Guards(target, settings.shadow_share, self._report)
-        share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
-        limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
-        batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, self.metrics, guards, settings.mux_scope)
-        model = Model(
-            manifest=manifest,
-            menu=menu,
-            quality=quality,
-            max_batch_tokens=max_batch_tokens,
-            engine=engine,
-            tokenizer=RequestTokenizer(bundle.tokenizer),
-            batcher=batcher,
-            device=device,
-            dtype=parameter.dtype,
-            loaded_at=int(time.time()),
-        )
-        self.metrics.watch(lambda: self._admitted, lambda: batcher.load)
-        self.metrics.predict_escalations({entry.width: entry.escalation_rate for entry in model.certified})
-        self.metrics.describe_model(manifest.name, manifest.base.model_id, ",".join(map(str, model.widths)))
-        return model
-
-
-async def _fail_on_disconnect(receive: Receive, pending: Pending) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    pending.fail(ClientDisconnected())
+            async with asyncio.timeout_at(self.deadline):
+                while (await self.receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            self.pending.fail(DeadlineExceeded(self.timeout_ms))
+        else:
+            self.pending.fail(ClientDisconnected())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from revmux_core.plan import Tokens
-from revmux_core.tokenization import Text, Tokenizer
+from revmux_core.tokenization import Text, TextTokenizer
 from server.errors import InvalidRequest, QueueFull
 
 INLINE_CHARACTERS = 8192
@@ -24,7 +24,7 @@ class RequestTokenizer:
     Large ones go to a thread, so that megabytes of text delay nobody else's sentence.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-tokenizer")
         self._large: set[Future[list[Tokens]]] = set()
@@ -33,11 +33,14 @@ class RequestTokenizer:
     def max_tokens(self) -> int:
         return self._tokenizer.max_tokens
 
-    async def tokenize(self, texts: Sequence[Text], max_tokens: int | None, truncate: bool) -> list[Tokens]:
+    def is_quick(self, texts: Sequence[Text]) -> bool:
+        """Whether `texts` may be tokenized where they are."""
+        return sum(len(text) + len(pair or "") for text, pair in texts) <= INLINE_CHARACTERS
+
+    def tokenize(self, texts: Sequence[Text], max_tokens: int | None, truncate: bool) -> list[Tokens]:
         """Tokens of every text, at most `max_tokens` each (None: the model's limit).
 
-        Raises `InvalidRequest` for a longer text where `truncate` is false, or for a `max_tokens` beyond the model's;
-        `QueueFull` when too many large requests are being tokenized.
+        Raises `InvalidRequest` for a longer text where `truncate` is false, or for a `max_tokens` beyond the model's.
         """
         limit = self.max_tokens if max_tokens is None else max_tokens
         if limit > self.max_tokens:
@@ -46,20 +49,6 @@ class RequestTokenizer:
                 "lower it, or send -1 for the model's limit",
                 param="truncate_prompt_tokens",
             )
-        if sum(len(text) + len(pair or "") for text, pair in texts) <= INLINE_CHARACTERS:
-            return self._tokenize(texts, limit, truncate)
-        # Futures, not a counter: a request that expires does not stop the thread.
-        self._large = {work for work in self._large if not work.done()}
-        if len(self._large) >= MAX_LARGE_REQUESTS:
-            raise QueueFull(1)
-        work = self._thread.submit(self._tokenize, texts, limit, truncate)
-        self._large.add(work)
-        return await asyncio.wrap_future(work)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _tokenize(self, texts: Sequence[Text], limit: int, truncate: bool) -> list[Tokens]:
         encodings = self._tokenizer.encode(texts)
         if not truncate:
             for item, encoding in enumerate(encodings):
@@ -70,3 +59,17 @@ class RequestTokenizer:
                         param="truncate",
                     )
         return [self._tokenizer.cut(encoding, limit) for encoding in encodings]
+
+    async def tokenize_large(self, texts: Sequence[Text], max_tokens: int | None, truncate: bool) -> list[Tokens]:
+        """The same in the thread. Raises `QueueFull` when too many large requests are being tokenized."""
+        # Futures, not a counter: a request that expires does not stop the thread.
+        self._large = {work for work in self._large if not work.done()}
+        if len(self._large) >= MAX_LARGE_REQUESTS:
+            raise QueueFull(1)
+        work = self._thread.submit(self.tokenize, texts, max_tokens, truncate)
+        self._large.add(work)
+        return await asyncio.wrap_future(work)
+
+    def close(self) -> None:
+        """Ends the thread once what it was given is done: nobody may wait for ever."""
+        self._thread.shutdown(wait=False)

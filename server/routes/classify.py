@@ -27,7 +27,7 @@ async def classify(request: Request) -> Response:
     query = parse(ClassifyRequest, await request.body())
     service.require_model(query.model)
     result = await service.classify(_work(query, tenant), request.receive)
-    labels = service.model.manifest.labels
+    labels = result.facts.labels
     data = []
     for index, answer in enumerate(result.answers.items):
         probs = answer.logits if query.use_activation is False else answer.probs
@@ -46,7 +46,7 @@ async def classify(request: Request) -> Response:
         "id": f"classify-{request.state.request_id}",
         "object": "list",
         "created": int(time.time()),
-        "model": service.model.manifest.name,
+        "model": result.facts.name,
         "data": data,
         "usage": {
             "prompt_tokens": result.tokens,

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import errors
-from server.batcher import Answers
+from server.answers import Answers
 from server.errors import ServiceError
 from server.service import Service
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.batcher import Answer
+from server.answers import Answer
 from server.routes.common import WORK_ERRORS, RawRoute, authorized, body_docs, error_docs, json_response
 from server.schemas import PredictErrorResponse, Prediction, PredictRequest, parse
 from server.service import Work
@@ -30,7 +30,7 @@ async def predict(request: Request) -> Response:
     query = parse(PredictRequest, await request.body())
     texts, batched = query.inputs
     result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request.receive)
-    labels = service.model.manifest.labels
+    labels = result.facts.labels
     ranked = [_ranked(answer, labels, query.raw_scores) for answer in result.answers.items]
     return json_response(ranked if batched else ranked[0], result.answers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
+from msgspec.structs import asdict
 from starlette.responses import JSONResponse, Response
 
 from server import __version__
@@ -31,8 +32,8 @@ _DOCS = error_docs((Unauthorized, Unavailable), ErrorResponse)
 async def models(request: Request) -> ModelList:
     """The loaded model, in OpenAI's list form."""
     service, _ = authorized(request)
-    model = service.model
-    card = ModelCard(id=model.manifest.name, object="model", created=model.loaded_at, owned_by="revmux")
+    facts = service.model.facts
+    card = ModelCard(id=facts.name, object="model", created=facts.loaded_at, owned_by="revmux")
     return ModelList(object="list", data=[card])
 
 
@@ -40,45 +41,25 @@ async def models(request: Request) -> ModelList:
 async def info(request: Request) -> InfoResponse:
     """The model, its operating points, the limits that requests meet, and versions."""
     service, _ = authorized(request)
-    model, settings = service.model, service.settings
-    points = [
-        Point(
-            name=point.name,
-            width=point.width,
-            prefill_layers=point.prefill,
-            ideal_speedup=point.ideal_speedup(model.manifest.num_layers),
-            measured_agreement=model.manifest.measured_agreement.get(point.name),
-        )
-        for point in reversed(model.menu.points)
-    ]
-    cascades = [
-        CertifiedCascade(
-            width=entry.width,
-            points=list(entry.points),
-            score=entry.score,
-            threshold=entry.threshold,
-            predicted_escalation_rate=entry.escalation_rate,
-            realised_escalation_rate=service.metrics.escalation_rate(entry.width),
-            ideal_speedup=entry.ideal_speedup,
-        )
-        for entry in model.certified
-    ]
-    calibration = model.manifest.calibration if cascades else None
+    facts, settings = service.model.facts, service.settings
     return InfoResponse(
-        model=model.manifest.name,
-        base=model.manifest.base.model_id,
-        labels=model.manifest.labels,
-        widths=model.widths,
-        points=points,
-        quality=model.quality,
-        certified_agreement=None if calibration is None else calibration.target,
-        certified_confidence=None if calibration is None else calibration.confidence,
-        cascades=cascades,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        model=facts.name,
+        base=facts.base,
+        labels=facts.labels,
+        widths=facts.widths,
+        points=[Point(**asdict(point)) for point in facts.points],
+        quality=facts.quality,
+        certified_agreement=facts.certified_agreement,
+        certified_confidence=facts.certified_confidence,
+        cascades=[
+            CertifiedCascade(**asdict(cascade), realised_escalation_rate=service.metrics.escalation_rate(cascade.width))
+            for cascade in facts.cascades
+        ],
+        device=facts.device,
+        dtype=facts.dtype,
         limits=Limits(
-            max_tokens=model.tokenizer.max_tokens,
-            max_batch_tokens=model.max_batch_tokens,
+            max_tokens=facts.max_tokens,
+            max_batch_tokens=facts.max_batch_tokens,
             **settings.model_dump(include=set(Limits.model_fields) - {"max_tokens", "max_batch_tokens"}),
         ),
         versions={"revmux-server": __version__, "torch": version("torch"), "transformers": version("transformers")},

@@ -15,9 +15,11 @@ import uvicorn
 
 from revmux_core.bundle import Bundle, load_bundle
 from server.app import create_app
-from server.run import listen, url_of
+from server.inprocess import InProcess
+from server.metrics import Metrics
 from server.service import Service
 from server.settings import read_settings
+from server.web import listen, url_of
 
 # The same examples every time, and no verdict on a busy machine's speed.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -64,15 +66,15 @@ def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[h
     """A client of a server on a free port, and its service. Nothing is audited unless a test asks for it: audits are
     drawn at random, and run batches of their own."""
     settings = read_settings(**{"port": 0, "shadow_share": 0, **flags})
-    app = create_app(settings, load)
+    service = Service(settings, InProcess(settings, load), Metrics("test"))
     listener = listen(settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     transport = httpx.HTTPTransport(retries=3)
     try:
         with httpx.Client(base_url=url_of(listener), timeout=30, transport=transport) as client:
-            yield client, app.state.service
+            yield client, service
     finally:
         server.should_exit = True
         thread.join()

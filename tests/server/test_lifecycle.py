@@ -13,15 +13,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from conftest import Gate, running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from revmux_core.manifest import BundleError
-from server.app import create_app
-from server.run import DrainingServer, serve
+from server.inprocess import InProcess
+from server.metrics import Metrics
+from server.run import serve
 from server.service import Service
 from server.settings import SettingsError, read_settings
+from server.web import DrainingServer
 
 SERVE_SLOWLY = """
 import sys, time
@@ -151,8 +152,9 @@ def test_a_second_signal_is_not_caught(tiny_bundle: Bundle, monkeypatch: pytest.
     raised: list[int] = []
     monkeypatch.setattr(signal, "signal", lambda sig, handler: None)
     monkeypatch.setattr(signal, "raise_signal", raised.append)
-    app = create_app(read_settings(), lambda: tiny_bundle)
-    server = DrainingServer(uvicorn.Config(app), app.state.service, "http://localhost")
+    settings = read_settings()
+    service = Service(settings, InProcess(settings, lambda: tiny_bundle), Metrics("test"))
+    server = DrainingServer(service, lambda: None)
     server.handle_exit(signal.SIGTERM, None)
     assert not raised
     server.handle_exit(signal.SIGTERM, None)

@@ -1,0 +1,151 @@
+"""From settings to a model that is loaded, warm and behind its batcher; for the process that holds it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from revmux_core.bundle import Bundle
+from revmux_core.cascade import Quality
+from revmux_core.manifest import CascadeEntry
+from revmux_core.points import OperatingPoint
+from revmux_core.tokenization import TextTokenizer
+from server.adaptive import AdaptiveMenu, CostModel, ladder
+from server.admission import QueueLimits
+from server.batcher import Batcher
+from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
+from server.facts import Facts, ServedCascade, ServedPoint
+from server.guard import Audit, Guards
+from server.metrics import Metrics
+from server.planner import Menu, served_cascades, served_points
+from server.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+TYPICAL_LENGTH = 32
+"""Tokens of the samples that the speeds of the ladder's rungs are compared at."""
+
+PATIENCE_BATCHES = 0.5
+"""How long a queue may be before more is multiplexed, in full plain batches: what waits then shares the next batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that can be asked."""
+
+    facts: Facts
+    tokenizer: TextTokenizer
+    batcher: Batcher
+    engine: Engine
+
+    async def close(self) -> None:
+        """Ends the device thread, after the batches that run."""
+        await self.batcher.close()
+        self.engine.close()
+
+
+def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics) -> Loaded:
+    """Loads what `load` reads, warms it up and describes it to `metrics`. It takes seconds.
+
+    Raises `RevmuxError` for a setting or a bundle that cannot be served.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    bundle = load()
+    manifest, classifier = bundle.manifest, bundle.classifier
+    device = next(classifier.parameters()).device
+    layers = classifier.backbone.num_layers
+    chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
+    menu = Menu(served_points(chosen, layers), served_cascades(settings.choose_cascades(bundle.cascades())))
+    quality = _default_quality(settings, menu, manifest.name)
+    if len(menu.points) == 1 and len(classifier.points) > 1 and isinstance(settings.width, str) and not settings.point:
+        logger.warning(
+            "serving the plain path only: no other point of bundle %s was measured to agree with it on %.0f%% "
+            "(measure with `revmux card`, calibrate, or choose --min-agreement, --width or --point)",
+            manifest.name,
+            100 * settings.min_agreement,
+        )
+    default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+    max_batch_tokens = settings.max_batch_tokens or default
+    engine = Engine(bundle, menu.points, device)
+    timings = engine.warm_up(max_batch_tokens)
+    adaptive = AdaptiveMenu.fixed(menu)
+    if settings.width == "auto" and settings.point is None:
+        speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
+        length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
+        rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
+        adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
+    target = None if manifest.calibration is None else manifest.calibration.target
+    guards = Guards(target, settings.shadow_share, _reporter(metrics))
+    share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
+    limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
+    batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, settings.mux_scope)
+    facts = _describe(bundle, menu, quality, max_batch_tokens)
+    metrics.describe_model(facts.name, facts.base, ",".join(map(str, facts.widths)))
+    metrics.predict_escalations({entry.width: entry.predicted_escalation_rate for entry in facts.cascades})
+    return Loaded(facts, bundle.tokenizer, batcher, engine)
+
+
+def _default_quality(settings: Settings, menu: Menu, name: str) -> Quality:
+    if settings.quality == "guaranteed" and not menu.cascades:
+        raise SettingsError("quality", f"no calibrated cascade of bundle {name} is served")
+    if settings.quality != "auto":
+        return settings.quality
+    return "guaranteed" if menu.cascades else "fast"
+
+
+def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: int) -> Facts:
+    manifest, parameter = bundle.manifest, next(bundle.classifier.parameters())
+    served = {cascade.width for cascade in menu.cascades}
+    certified = [entry for entry in manifest.cascades if entry.width in served]
+    calibration = manifest.calibration if certified else None
+
+    def describe_point(point: OperatingPoint) -> ServedPoint:
+        agreement = manifest.measured_agreement.get(point.name)
+        return ServedPoint(point.name, point.width, point.prefill, point.ideal_speedup(manifest.num_layers), agreement)
+
+    def describe_cascade(entry: CascadeEntry) -> ServedCascade:
+        return ServedCascade(
+            width=entry.width,
+            points=list(entry.points),
+            score=entry.score,
+            threshold=entry.threshold,
+            predicted_escalation_rate=entry.escalation_rate,
+            ideal_speedup=entry.ideal_speedup,
+        )
+
+    return Facts(
+        name=manifest.name,
+        base=manifest.base.model_id,
+        labels=manifest.labels,
+        widths=sorted({point.width for point in menu.points}),
+        points=[describe_point(point) for point in reversed(menu.points)],
+        cascades=[describe_cascade(entry) for entry in certified],
+        certified_agreement=None if calibration is None else calibration.target,
+        certified_confidence=None if calibration is None else calibration.confidence,
+        quality=quality,
+        device=str(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        max_tokens=bundle.tokenizer.max_tokens,
+        max_batch_tokens=max_batch_tokens,
+        loaded_at=int(time.time()),
+    )
+
+
+def _reporter(metrics: Metrics) -> Callable[[Audit], None]:
+    def report(audit: Audit) -> None:
+        metrics.observe_audit(audit)
+        if audit.changed and audit.guard.suspended:
+            logger.warning(
+                "the cascade of width %d is suspended: audits say that it no longer agrees with the plain model as "
+                "often as it was certified to; the texts are not those it was calibrated on",
+                audit.width,
+            )
+        elif audit.changed:
+            logger.warning("the cascade of width %d answers again: audits agree often enough", audit.width)
+
+    return report
