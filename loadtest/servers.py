@@ -34,13 +34,35 @@ class Server:
     info: dict[str, Any]
 
     def peak_rss_bytes(self) -> int | None:
-        """The most memory it has held so far; None where the system has no /proc to tell."""
+        """The most memory that its processes have held so far, each at its own peak; None where the system has no
+        /proc to tell. Pages that they share count for each."""
+        peaks = [_peak(pid) for pid in process_tree(self.pid)]
+        known = [peak for peak in peaks if peak is not None]
+        return sum(known) if known else None
+
+
+def process_tree(pid: int) -> list[int]:
+    """`pid` and all that descends from it; `pid` alone where the system has no /proc to tell."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
+            fields = path.read_text().rpartition(")")[2].split()
         except OSError:
-            return None
-        peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-        return 1024 * int(peak[1]) if peak else None
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    tree = [pid]
+    for member in tree:
+        tree += children.get(member, [])
+    return tree
+
+
+def _peak(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(peak[1]) if peak else None
 
 
 @contextmanager

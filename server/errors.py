@@ -69,6 +69,7 @@ class QueueFull(ServiceError):
             f"the queue is full: try again in {seconds} s, or send fewer requests at a time",
             headers={"Retry-After": str(seconds)},
         )
+        self.seconds = seconds
 
 
 class ClientDisconnected(ServiceError):
@@ -99,7 +100,7 @@ class InternalError(ServiceError):
 
 class Unavailable(ServiceError):
     status, kind, tei_kind = 503, "ServiceUnavailableError", "Unhealthy"
-    meaning = "The model is loading, or the server is shutting down: try again after `Retry-After` seconds."
+    meaning = "The model is being loaded, or the server is shutting down: try again after `Retry-After` seconds."
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message, headers={"Retry-After": str(seconds)})

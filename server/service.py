@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from revmux_core.cascade import Quality
 from revmux_core.tokenization import Text
-from server.answers import Admitted, Answers, Batching, Terms
+from server.answers import Answers, Batching, Terms
 from server.errors import (
     ClientDisconnected,
     DeadlineExceeded,
@@ -29,10 +29,7 @@ from server.metrics import Metrics
 from server.planner import PLAIN_ONLY
 from server.settings import Settings
 from server.tokenization import RequestTokenizer
-
-WATCH_AFTER = 0.05
-"""Seconds after which a request that still waits gets a task that notices when its client leaves or its time is up:
-most are answered before, and a task costs more than the rest of the service."""
+from server.watch import Watch
 
 LOADING_RETRY, DRAINING_RETRY = 5, 1
 """Seconds of `Retry-After`: while loading, about a small model's load; while draining, another replica answers now."""
@@ -219,46 +216,17 @@ class Service:
             except TimeoutError:
                 raise DeadlineExceeded(timeout_ms) from None
         quality = work.quality or model.facts.quality
-        max_width = model.facts.widths[-1] if work.max_width is None else work.max_width
+        widest = model.facts.widths[-1]
+        max_width = widest if work.max_width is None else min(work.max_width, widest)
         if quality == "exact":
             max_width = PLAIN_ONLY
         terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant)
         pending = model.batcher.submit(samples, terms)
-        watch = _Watch(pending, receive, deadline, timeout_ms)
-        timer = loop.call_at(min(loop.time() + WATCH_AFTER, deadline), watch.start)
+        watch = Watch(pending, receive, deadline, timeout_ms)
         try:
             answers = await pending.answers
         finally:
-            timer.cancel()
             watch.stop()
             model.batcher.withdraw(pending)
         self.metrics.queue_duration.observe(answers.queue_seconds)
         return Result(answers, sum(map(len, samples)), model.facts)
-
-
-@dataclass(slots=True)
-class _Watch:
-    """Fails a request whose client leaves or whose time is up, from when it is started until it is stopped."""
-
-    pending: Admitted
-    receive: Receive
-    deadline: float
-    timeout_ms: float
-    task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._run())
-
-    def stop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-
-    async def _run(self) -> None:
-        try:
-            async with asyncio.timeout_at(self.deadline):
-                while (await self.receive())["type"] != "http.disconnect":
-                    pass
-        except TimeoutError:
-            self.pending.fail(DeadlineExceeded(self.timeout_ms))
-        else:
-            self.pending.fail(ClientDisconnected())

@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     base: Path | None = Field(None, description="Folder of the base model; found by itself where this is left out.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    http_workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Processes that speak HTTP and tokenize, beside the one that computes (Linux); 0: all in one.",
+    )
     width: Literal["auto", "max"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="Highest mux width to serve, 1 is plain. max: the bundle's fastest points, early exits too; auto: "

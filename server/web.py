@@ -72,15 +72,18 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """A listening socket. Raises `SettingsError` where the address cannot be had."""
+def listen(settings: Settings, shared: bool = False) -> socket.socket:
+    """A listening socket; `shared` with other processes, among which the system spreads connections.
+
+    Raises `SettingsError` where the address cannot be had.
+    """
     host, port = settings.host, settings.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise SettingsError("host", f"{host} is no address: {error.strerror}") from error
     try:
-        return socket.create_server(address[:2], family=family)
+        return socket.create_server(address[:2], family=family, reuse_port=shared)
     except OSError as error:
         raise SettingsError("port", f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
 

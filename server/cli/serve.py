@@ -22,6 +22,7 @@ def serve(
     base: Annotated[Path | None, _setting("base")] = None,
     host: Annotated[str | None, _setting("host")] = None,
     port: Annotated[int | None, _setting("port")] = None,
+    http_workers: Annotated[int | None, _setting("http_workers")] = None,
     width: Annotated[str | None, _setting("width")] = None,
     point: Annotated[str | None, _setting("point")] = None,
     min_agreement: Annotated[float | None, _setting("min_agreement")] = None,
@@ -45,6 +46,11 @@ def serve(
     """Serve a bundle over HTTP until SIGTERM; every option can also be set by its environment variable."""
     flags = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(**flags)
-    from server.run import serve as run
+    if settings.http_workers:
+        from server.supervisor import supervise
 
-    run(settings)
+        supervise(settings)
+    else:
+        from server.run import serve as run
+
+        run(settings)

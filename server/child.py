@@ -1,0 +1,72 @@
+"""The supervisor, as the processes that it started see it: standard input and output are the line to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from server.settings import Settings
+
+LENGTH = struct.Struct(">I")
+DRAIN = b"d"
+
+ENGINE = "engine"
+"""The engine's socket, in the server's folder."""
+
+
+def handover(settings: Settings) -> bytes:
+    """What a process is sent first. Not by arguments or the environment, which others on the machine can read."""
+    pickled = pickle.dumps(settings)
+    return LENGTH.pack(len(pickled)) + pickled
+
+
+class SupervisorLine:
+    """The line to the process that started this one.
+
+    Only the supervisor says when to stop: a signal to the whole group must not end an engine that front ends still
+    wait for. Where the supervisor itself ends, so does this process, and at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the server's own, which nobody else could remove after the supervisor was killed."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        self._folder = folder
+        # What libraries print must not get between the reports.
+        self._reports = os.dup(1)
+        os.dup2(2, 1)
+        (length,) = LENGTH.unpack(self._read(LENGTH.size))
+        self.settings: Settings = pickle.loads(self._read(length))
+        level = self.settings.log_level.upper()
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def listen(self, drain: Callable[[], object]) -> None:
+        """From now on calls `drain`, in a thread, when the supervisor says so, and ends with the supervisor."""
+        threading.Thread(target=self._listen, args=(drain,), name="revmux-supervisor", daemon=True).start()
+
+    def report(self, **news: object) -> None:
+        """Tells the supervisor of what happened, as one line of JSON."""
+        os.write(self._reports, json.dumps(news).encode() + b"\n")
+
+    def _listen(self, drain: Callable[[], object]) -> None:
+        while os.read(0, 1) == DRAIN:
+            drain()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(1)
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = os.read(0, size - len(data))
+            if not piece:
+                os._exit(1)
+            data += piece
+        return data

@@ -1,0 +1,139 @@
+"""The process that holds the model: `python -m server.engine_process FOLDER LISTENER`, started by the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from revmux_core.bundle import load_bundle
+from revmux_core.errors import RevmuxError
+from revmux_core.plan import Tokens
+from server import __version__
+from server.answers import Answers, Terms
+from server.batcher import Batcher, Pending
+from server.channel import Channel
+from server.child import SupervisorLine
+from server.engine import resolve_device, resolve_dtype
+from server.errors import QueueFull
+from server.loading import Loaded, load_model
+from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToEngine, Withdraw
+from server.metrics import Metrics
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class FrontEnd(Channel[ToEngine]):
+    """A front end that is connected. What it asked for is withdrawn when it is gone."""
+
+    def __init__(self, batcher: Batcher, hello: Hello) -> None:
+        super().__init__(msgspec.msgpack.Decoder(ToEngine))
+        self._batcher = batcher
+        self._hello = hello
+        self._pending: dict[int, Pending] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.send(self._hello)
+
+    def heard(self, message: ToEngine) -> None:
+        if isinstance(message, Withdraw):
+            self._withdraw(message.number)
+        else:
+            self._submit(message)
+
+    def lost(self) -> None:
+        for number in list(self._pending):
+            self._withdraw(number)
+
+    def pause_writing(self) -> None:
+        # Who does not read answers may not ask for more; the others do not wait for that.
+        super().pause_writing()
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    def _submit(self, message: Submit) -> None:
+        samples = [Tokens(ids, type_ids) for ids, type_ids in message.samples]
+        terms = Terms(message.max_width, message.priority, message.guaranteed, message.tenant)
+        try:
+            pending = self._batcher.submit(samples, terms)
+        except QueueFull as error:
+            self.send(Refused(message.number, error.seconds))
+            return
+        self._pending[message.number] = pending
+        pending.answers.add_done_callback(partial(self._answer, message.number))
+
+    def _withdraw(self, number: int) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is not None:
+            pending.answers.cancel()
+            self._batcher.withdraw(pending)
+
+    def _answer(self, number: int, done: asyncio.Future[Answers]) -> None:
+        if self._pending.pop(number, None) is None:
+            return
+        if done.exception() is not None:
+            self.send(Failed(number))
+            return
+        answers = done.result()
+        items = [(answer.logits, answer.probs, answer.point.name, answer.escalated) for answer in answers.items]
+        try:
+            self.send(Answered(number, items, answers.queue_seconds, answers.inference_seconds))
+        except FrameError:
+            logger.exception("answers to %d samples are lost", len(items))
+            self.send(Failed(number))
+
+
+async def serve(loaded: Loaded, listener: socket.socket, stopping: asyncio.Event) -> None:
+    """Answers front ends until `stopping`."""
+    hello = Hello(loaded.facts, loaded.tokenizer.to_json(), loaded.tokenizer.segmented)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
+    await stopping.wait()
+    server.close()
+    await loaded.close()
+
+
+def load(settings: Settings, metrics: Metrics) -> Loaded:
+    """The model that `settings` name, warm. Raises `RevmuxError` where it cannot be served."""
+    device = resolve_device(settings)
+    dtype = resolve_dtype(settings, device)
+    return load_model(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype), metrics)
+
+
+async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:
+    """Loads and serves; the exit status."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    line.listen(lambda: loop.call_soon_threadsafe(stopping.set))
+    try:
+        loaded = await asyncio.to_thread(load, line.settings, Metrics(__version__, folder))
+    except Exception as error:
+        if not isinstance(error, RevmuxError):
+            logger.exception("loading failed")
+        line.report(failed=str(error), foreseeable=isinstance(error, RevmuxError))
+        return 1
+    await serve(loaded, listener, stopping)
+    return 0
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(run(SupervisorLine(folder), folder, socket.socket(fileno=int(sys.argv[2]))))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

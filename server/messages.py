@@ -1,0 +1,107 @@
+"""What front ends and the engine tell each other, and how it stands in a stream: msgpack, each behind its length."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from server.facts import Facts
+
+MAX_FRAME = 64 * 2**20
+"""Bytes of a message, at most: the largest tokenizers take some 30 MiB, and the largest requests less."""
+
+_LENGTH = struct.Struct(">I")
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A request: ids and segment ids of its samples, and its terms. `number` is the front end's own."""
+
+    number: int
+    samples: list[tuple[list[int], list[int] | None]]
+    max_width: int
+    priority: int
+    guaranteed: bool
+    tenant: str
+
+
+class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Nobody waits for request `number` any more."""
+
+    number: int
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The first that a front end hears: the model is warm, and this is what stands between texts and its tokens."""
+
+    facts: Facts
+    tokenizer: str
+    segmented: bool
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The answers to request `number`: logits, probabilities, the point's name, and whether it was escalated to."""
+
+    number: int
+    items: list[tuple[list[float], list[float], str, bool]]
+    queue_seconds: float
+    inference_seconds: float
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The queue is full: request `number` may come again in `seconds`."""
+
+    number: int
+    seconds: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A batch that held request `number` failed."""
+
+    number: int
+
+
+ToEngine = Submit | Withdraw
+ToFrontEnd = Hello | Answered | Refused | Failed
+
+
+class FrameError(ValueError):
+    """A message that is too large for the stream."""
+
+
+def append_frame(stream: bytearray, message: ToEngine | ToFrontEnd) -> None:
+    """Adds `message` to the end of `stream`. Raises `FrameError`, and adds nothing, where it is too large."""
+    start = len(stream)
+    stream += bytes(_LENGTH.size)
+    _ENCODER.encode_into(message, stream, -1)
+    length = len(stream) - start - _LENGTH.size
+    if length > MAX_FRAME:
+        del stream[start:]
+        raise FrameError(f"a message of {length} bytes is larger than {MAX_FRAME}")
+    _LENGTH.pack_into(stream, start, length)
+
+
+class FrameReader:
+    """Cuts a stream into messages, whatever the pieces that it arrives in."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that `data` completes, still encoded. Raises `FrameError` for one that is too large."""
+        held = self._held
+        held += data
+        frames = []
+        start = 0
+        while len(held) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(held, start)
+            if length > MAX_FRAME:
+                raise FrameError(f"a message of {length} bytes is larger than {MAX_FRAME}")
+            stop = start + _LENGTH.size + length
+            if len(held) < stop:
+                break
+            frames.append(bytes(held[start + _LENGTH.size : stop]))
+            start = stop
+        del held[:start]
+        return frames
