@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import __version__, errors
-from server.middleware import LimitBody, Observe
+from server.middleware import Direct, LimitBody, Observe
 from server.routes import classify, predict, status
 from server.service import Service
 
@@ -37,6 +37,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(errors.ServiceError, errors.on_service_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(ClientDisconnect, errors.on_client_disconnect)
+    app.add_middleware(Direct, routes=[*classify.router.routes, *predict.router.routes])
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
     # Added last, so outermost.
     app.add_middleware(Observe, metrics=service.metrics)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-import uuid
+from collections.abc import Iterable
 
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
@@ -89,10 +93,41 @@ class LimitBody:
         )
 
 
+class Direct:
+    """Innermost: calls the endpoints of `routes`, which read the request and write the answer themselves.
+
+    It leaves out the framework's routing, parameters and validation, which together cost more than all of ours.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, APIRoute)
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except errors.ServiceError as error:
+            response = errors.answer(error, route.path)
+        except ClientDisconnect:
+            response = errors.answer(errors.ClientDisconnected(), route.path)
+        await response(scope, receive, send)
+
+
 def _header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
 def _request_id(scope: Scope) -> str:
     sent = _header(scope, b"x-request-id")
-    return sent.decode() if sent is not None and _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent.decode() if sent is not None and _SANE_ID.fullmatch(sent) else os.urandom(16).hex()

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, UnknownModel
-from server.routes.common import WORK_ERRORS, RawRoute, authorized, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, authorized, body_docs, error_docs, json_response
 from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
 from server.service import Work
 
-router = APIRouter(tags=["classification"], route_class=RawRoute)
+router = APIRouter(tags=["classification"])
 
 _DOCS = error_docs((*WORK_ERRORS, UnknownModel), ErrorResponse)
 _BODY = body_docs(ClassifyRequest, {"input": ["a gripping film", "a waste of time"]})

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,16 +27,6 @@ WORK_ERRORS: tuple[type[ServiceError], ...] = (
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
-
-
-class RawRoute(APIRoute):
-    """A route whose endpoint reads the request and writes the answer itself.
-
-    It leaves out FastAPI's parameter solving and its validation of answers, a third of what the framework costs.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return cast(Callable[[Request], Coroutine[Any, Any, Response]], self.endpoint)
 
 
 def service_of(request: Request) -> Service:

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.answers import Answer
-from server.routes.common import WORK_ERRORS, RawRoute, authorized, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, authorized, body_docs, error_docs, json_response
 from server.schemas import PredictErrorResponse, Prediction, PredictRequest, parse
 from server.service import Work
 
-router = APIRouter(tags=["classification"], route_class=RawRoute)
+router = APIRouter(tags=["classification"])
 
 
 @router.post(
