@@ -10,13 +10,14 @@ import shutil
 import signal
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.settings import Settings
 
 LENGTH = struct.Struct(">I")
-DRAIN = b"d"
+DRAIN, END = b"d", b"e"
+"""What a process can be told: to refuse new work and report when it is idle; and to end."""
 
 ENGINE = "engine"
 """The engine's socket, in the server's folder."""
@@ -48,17 +49,17 @@ class SupervisorLine:
         level = self.settings.log_level.upper()
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def listen(self, drain: Callable[[], object]) -> None:
-        """From now on calls `drain`, in a thread, when the supervisor says so, and ends with the supervisor."""
-        threading.Thread(target=self._listen, args=(drain,), name="revmux-supervisor", daemon=True).start()
+    def listen(self, obey: Mapping[bytes, Callable[[], object]]) -> None:
+        """From now on calls, in a thread, what is to be done when the supervisor says so; and ends with it."""
+        threading.Thread(target=self._listen, args=(obey,), name="revmux-supervisor", daemon=True).start()
 
     def report(self, **news: object) -> None:
         """Tells the supervisor of what happened, as one line of JSON."""
         os.write(self._reports, json.dumps(news).encode() + b"\n")
 
-    def _listen(self, drain: Callable[[], object]) -> None:
-        while os.read(0, 1) == DRAIN:
-            drain()
+    def _listen(self, obey: Mapping[bytes, Callable[[], object]]) -> None:
+        while told := os.read(0, 1):
+            obey[told]()
         shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -19,7 +20,7 @@ from server import __version__
 from server.answers import Answers, Terms
 from server.batcher import Batcher, Pending
 from server.channel import Channel
-from server.child import SupervisorLine
+from server.child import END, SupervisorLine
 from server.engine import resolve_device, resolve_dtype
 from server.errors import QueueFull
 from server.loading import Loaded, load_model
@@ -96,16 +97,6 @@ class FrontEnd(Channel[ToEngine]):
             self.send(Failed(number))
 
 
-async def serve(loaded: Loaded, listener: socket.socket, stopping: asyncio.Event) -> None:
-    """Answers front ends until `stopping`."""
-    hello = Hello(loaded.facts, loaded.tokenizer.to_json(), loaded.tokenizer.segmented)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
-    await stopping.wait()
-    server.close()
-    await loaded.close()
-
-
 def load(settings: Settings, metrics: Metrics) -> Loaded:
     """The model that `settings` name, warm. Raises `RevmuxError` where it cannot be served."""
     device = resolve_device(settings)
@@ -114,9 +105,9 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
 
 
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:
-    """Loads and serves; the exit status."""
+    """Loads the model and answers front ends until the supervisor says that none is left; the exit status."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    line.listen(lambda: loop.call_soon_threadsafe(stopping.set))
+    line.listen({END: lambda: loop.call_soon_threadsafe(stopping.set)})
     try:
         loaded = await asyncio.to_thread(load, line.settings, Metrics(__version__, folder))
     except Exception as error:
@@ -124,7 +115,15 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
             logger.exception("loading failed")
         line.report(failed=str(error), foreseeable=isinstance(error, RevmuxError))
         return 1
-    await serve(loaded, listener, stopping)
+    # The model lasts: what collects garbage need not look at all of it again and again.
+    gc.collect()
+    gc.freeze()
+    hello = Hello(loaded.facts, loaded.tokenizer.to_json(), loaded.tokenizer.segmented)
+    server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
+    line.report(ready=loaded.facts.name)
+    await stopping.wait()
+    server.close()
+    await loaded.close()
     return 0
 
 

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from revmux_core.errors import RevmuxError
-from server.child import DRAIN, ENGINE, handover
+from server.child import DRAIN, END, ENGINE, handover
 from server.settings import Settings, SettingsError
 from server.web import listen, url_of
 
@@ -40,6 +41,8 @@ class Worker:
     def __init__(self, name: str, command: list[str], env: dict[str, str], files: tuple[int, ...] = ()) -> None:
         self.name = name
         self.ready = False
+        self.idle = asyncio.Event()
+        """Set once it was told to drain and has nothing left to answer, or has ended."""
         self.process: Process | None = None
         self._command = command
         self._env = env
@@ -48,6 +51,7 @@ class Worker:
     async def start(self, first: bytes) -> Process:
         """Starts the process in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone; `first`
         is what it reads first."""
+        self.ready = False
         self.process = await asyncio.create_subprocess_exec(
             *self._command, stdin=PIPE, stdout=PIPE, env=self._env, pass_fds=self._files, start_new_session=True
         )
@@ -95,15 +99,26 @@ class Supervisor:
         front_ends = [asyncio.create_task(self._keep(worker)) for worker in self._front_ends]
         try:
             await self._over
-            for worker in self._front_ends:
-                worker.tell(DRAIN)
-            await asyncio.wait(front_ends, timeout=self._settings.drain_timeout + STOP_SECONDS)
-            self._engine.tell(DRAIN)
-            await asyncio.wait([engine], timeout=STOP_SECONDS)
+            await self._drain()
+            await asyncio.wait(front_ends, timeout=STOP_SECONDS)
+            if self._engine.ready:
+                self._engine.tell(END)
+                await asyncio.wait([engine], timeout=STOP_SECONDS)
         finally:
             for worker in self._workers:
                 worker.kill()
             await asyncio.wait([engine, *front_ends])
+
+    async def _drain(self) -> None:
+        """Lets the front ends end together once all are idle, or when the time for that is over."""
+        for worker in self._front_ends:
+            worker.tell(DRAIN)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout):
+                for worker in self._front_ends:
+                    await worker.idle.wait()
+        for worker in self._front_ends:
+            worker.tell(END)
 
     @property
     def _workers(self) -> list[Worker]:
@@ -119,16 +134,17 @@ class Supervisor:
             except OSError as error:
                 ending = f"cannot be started ({error})"
             if self._over.done():
-                return
+                break
             pause = SHORTEST_PAUSE if time.monotonic() - began > STABLE_SECONDS else min(2 * pause, LONGEST_PAUSE)
             logger.error("%s %s: starting it again", worker.name, ending)
             await asyncio.wait([self._over], timeout=pause)
+        worker.idle.set()
 
     async def _run(self, worker: Worker) -> str:
         """Starts the process and listens to it until it ends; says how it did."""
         process = await worker.start(handover(self._settings))
         if self._over.done():
-            worker.tell(DRAIN)
+            worker.kill()
         assert process.stdout is not None
         async for line in process.stdout:
             self._heard(worker, json.loads(line))
@@ -138,12 +154,16 @@ class Supervisor:
 
     def _heard(self, worker: Worker, news: dict[str, object]) -> None:
         if "failed" in news:
-            if not self._over.done():
+            # What nobody could foresee, such as memory that a dead engine still held, may pass where it once went well.
+            if not self._over.done() and (news["foreseeable"] or not self._announced):
                 kind = RevmuxError if news["foreseeable"] else RuntimeError
                 self._over.set_exception(kind(str(news["failed"])))
             return
+        if "idle" in news:
+            worker.idle.set()
+            return
         worker.ready = True
-        if not self._announced and all(worker.ready for worker in self._front_ends):
+        if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
             print(f"Serving {news['ready']} on {self._url}", flush=True)
 

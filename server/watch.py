@@ -35,6 +35,9 @@ class Watch:
             self._task.cancel()
 
     def _start(self) -> None:
+        if asyncio.get_running_loop().time() >= self._deadline:
+            self._pending.fail(DeadlineExceeded(self._timeout_ms))
+            return
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:

@@ -57,12 +57,16 @@ class DrainingServer(uvicorn.Server):
         self._service.drain()
         self._drain_until = time.monotonic() + self._service.settings.drain_timeout
 
+    def drained(self) -> bool:
+        """Whether nothing keeps a server that drains from ending."""
+        return self._service.idle
+
     async def on_tick(self, counter: int) -> bool:
         if self._service.failure is not None:
             self.should_exit = True
         elif self._drain_until is not None:
             left = self._drain_until - time.monotonic()
-            if self._service.idle or left <= 0:
+            if self.drained() or left <= 0:
                 # What is left of the time goes to connections that still read their answers.
                 self.config.timeout_graceful_shutdown = max(math.ceil(left), 1)
                 self.should_exit = True

@@ -56,7 +56,9 @@ class Running:
         return all(status(self.client, "/health/ready") == 200 for _ in range(8))
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^revmux_{re.escape(name)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        """The value of `revmux_NAME`, or of `process_...`."""
+        name = re.escape(name if name.startswith("process_") else f"revmux_{name}")
+        found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
 
@@ -172,7 +174,6 @@ def test_answers_and_errors_are_those_of_one_process(server: Running, tiny_bundl
             ("/classify", {"input": "good " * 200, "truncate": False}),
             ("/classify", {"input": "a", "quality": "guaranteed"}),
             ("/classify", {"input": "a", "model": "gpt"}),
-            ("/classify", {"input": "a", "timeout_ms": 0.001}),
             ("/classify", {"input": ""}),
             ("/predict", {"inputs": [["a"], ["b", "c"]], "raw_scores": True}),
         ):
@@ -219,6 +220,9 @@ def test_metrics_are_the_whole_servers(server: Running) -> None:
     assert [server.metric(count) for _ in range(8)] == [before + 24] * 8
     assert server.metric("batch_size_sum") == items + 24
     assert server.metric("requests_in_progress") == server.metric("queue_items") == 0
+    assert server.metric("process_resident_memory_bytes") > 3 * 2**25
+    openmetrics = server.client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert openmetrics.text.endswith("# EOF\n")
 
 
 def test_a_killed_front_end_costs_its_own_connections_only(server: Running, expected: dict[str, list[float]]) -> None:
@@ -239,7 +243,7 @@ def test_a_killed_front_end_costs_its_own_connections_only(server: Running, expe
 
 
 def test_a_killed_engine_is_told_at_once_and_comes_back(server: Running, expected: dict[str, list[float]]) -> None:
-    batches = server.metric("batch_size_count")
+    batches, seconds = server.metric("batch_size_count"), server.metric("process_cpu_seconds_total")
     with Load(server.url, expected) as load:
         wait_until(load.answered(50))
         killed = server.engine
@@ -253,13 +257,17 @@ def test_a_killed_engine_is_told_at_once_and_comes_back(server: Running, expecte
     assert (load.broken, load.wrong, load.longest < 20) == (0, 0, True)
     assert server.engine != killed
     assert server.metric("batch_size_count") > batches
+    assert server.metric("process_cpu_seconds_total") > seconds > 0
     assert server.metric("requests_in_progress") == server.metric("queue_items") == 0
 
 
-def test_a_client_that_leaves_frees_its_place_in_the_engine(server: Running) -> None:
+def test_whoever_leaves_or_is_late_frees_its_place_in_the_engine(server: Running) -> None:
+    body = {"input": ["good " * 60] * MANY}
+    assert server.client.post("/classify", json={**body, "timeout_ms": 1000}).status_code == 504
+    wait_until(lambda: server.metric("queue_items") == 0, 1)
     cancelled = server.metric("cancelled_requests_total")
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/classify", json={"input": ["good " * 60] * MANY}, timeout=1)
+        httpx.post(f"{server.url}/classify", json=body, timeout=1)
     wait_until(lambda: server.metric("cancelled_requests_total") == cancelled + 1)
     wait_until(lambda: server.metric("queue_items") == 0, 1)
 
