@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from revmux_core.backends.select import default_dtype
 from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.plan import Group, MuxPlan, Tokens
@@ -110,7 +111,7 @@ def resolve_device(settings: Settings) -> torch.device:
 
 
 def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """Float32 on a CPU, where answers then equal the untouched model's; bfloat16 on a GPU, which is built for it."""
+    """The precision to serve in. Raises `RevmuxError` where the backend is not installed."""
     if settings.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return default_dtype(settings.backend, device)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]

@@ -89,7 +89,7 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     device = resolve_device(settings)
     dtype = resolve_dtype(settings, device)
-    app = create_app(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype))
+    app = create_app(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend))
     listener = listen(settings)
     config = uvicorn.Config(
         app,

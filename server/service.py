@@ -95,7 +95,7 @@ class Model:
     tokenizer: RequestTokenizer
     batcher: Batcher
     device: torch.device
-    dtype: torch.dtype
+    precision: str
     loaded_at: int
 
     @property
@@ -309,7 +309,7 @@ class Service:
             tokenizer=RequestTokenizer(bundle.tokenizer),
             batcher=batcher,
             device=device,
-            dtype=parameter.dtype,
+            precision=classifier.executor.precision,
             loaded_at=int(time.time()),
         )
         self.metrics.watch(lambda: self._admitted, lambda: batcher.load)

@@ -75,7 +75,8 @@ async def info(request: Request) -> InfoResponse:
         certified_confidence=None if calibration is None else calibration.confidence,
         cascades=cascades,
         device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        backend=settings.backend,
+        dtype=model.precision,
         limits=Limits(
             max_tokens=model.tokenizer.max_tokens,
             max_batch_tokens=model.max_batch_tokens,
