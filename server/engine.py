@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from revmux_core.backends.select import default_dtype
+from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
@@ -128,6 +128,4 @@ def resolve_device(settings: Settings) -> torch.device:
 
 def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     """The precision to serve in. Raises `RevmuxError` where the backend is not installed."""
-    if settings.dtype == "auto":
-        return default_dtype(settings.backend, device)
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    return choose_dtype(settings.dtype, settings.backend, device)

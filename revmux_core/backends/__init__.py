@@ -3,3 +3,6 @@
 from typing import Literal
 
 BackendName = Literal["torch", "openvino"]
+
+DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
+"""Precision of the matrix products; auto is `select.default_dtype`."""

@@ -19,7 +19,7 @@ class Executor(Protocol):
 
     @property
     def precision(self) -> str:
-        """That of the matrix products: float32 or bfloat16."""
+        """That of the matrix products: float32, bfloat16 or int8."""
         ...
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:

@@ -6,18 +6,23 @@ from importlib.util import find_spec
 
 import torch
 
-from revmux_core.backends import BackendName
+from revmux_core.backends import BackendName, DtypeName
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 
 
-def default_dtype(backend: BackendName, device: torch.device) -> torch.dtype:
-    """Bfloat16 where the hardware is built for it: on GPUs, and for OpenVINO on CPUs with instructions for it.
+def choose_dtype(name: DtypeName, backend: BackendName, device: torch.device) -> torch.dtype:
+    """The precision that `name` stands for; auto is the one that the hardware is built for.
 
-    Float32 elsewhere: PyTorch's answers on a CPU are then the untouched model's. Raises `RevmuxError` where the backend
-    is not installed.
+    That is bfloat16 on GPUs, and for OpenVINO on CPUs with instructions for it; elsewhere float32, so that PyTorch's
+    answers on a CPU are the untouched model's. Raises `RevmuxError` where the backend is not installed, or lacks this
+    precision.
     """
+    if name == "int8" and backend != "openvino":
+        raise RevmuxError("int8 is a precision of the backend openvino only: name that, or use float32 or bfloat16")
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]
     if backend == "openvino":
         _require_openvino()
         from revmux_core.backends.openvino import has_bfloat16

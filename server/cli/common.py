@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revmux_core.backends import BackendName
+from revmux_core.backends import BackendName, DtypeName
 from revmux_core.errors import RevmuxError
 
 if TYPE_CHECKING:
     from revmux_core.bundle import Bundle
     from revmux_core.plan import Tokens
-
-DtypeName = Literal["auto", "float32", "bfloat16"]
 
 BundleOption = Annotated[str, typer.Option("--bundle", help="A built-in bundle's name, or a bundle folder.")]
 BaseOption = Annotated[
@@ -44,14 +42,11 @@ def read(path: Path, text: str | None, pair: str | None, label: str | None) -> l
 
 
 def load(bundle: str | Path, base: Path | None, device: str, dtype: DtypeName, backend: BackendName) -> Bundle:
-    import torch
-
-    from revmux_core.backends.select import default_dtype
+    from revmux_core.backends.select import choose_dtype
     from revmux_core.bundle import load_bundle
 
     place = pick_device(device)
-    chosen = default_dtype(backend, place) if dtype == "auto" else getattr(torch, dtype)
-    return load_bundle(bundle, base, place, chosen, backend)
+    return load_bundle(bundle, base, place, choose_dtype(dtype, backend, place), backend)
 
 
 def reference_labels(

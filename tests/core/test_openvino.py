@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revmux_core.backends.select import choose_dtype
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
@@ -47,11 +48,16 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_demos_labels_in_bfloat16_are_those_of_pytorch() -> None:
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])
+def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dtype, most: int) -> None:
     texts = SAMPLE_TEXTS.read_text().splitlines()[:64]
     expected = load_bundle("sst2-minilm").classify(texts, point=1)
-    found = load_bundle("sst2-minilm", dtype=torch.bfloat16, backend="openvino").classify(texts, point=1)
-    assert [answer.label for answer in found] == [answer.label for answer in expected]
+    bundle = load_bundle("sst2-minilm", dtype=dtype, backend="openvino")
+    found = bundle.classify(texts, point=1)
+    assert f"torch.{bundle.classifier.executor.precision}" == str(dtype)
+    assert sum(a.label != b.label for a, b in zip(found, expected, strict=True)) <= most
+    # Really computed in less: float32 would differ by rounding only.
+    assert max(abs(a.probs[0] - b.probs[0]) for a, b in zip(found, expected, strict=True)) > 1e-4
 
 
 def test_a_calibration_counts_for_its_own_backend_only(compiled: Bundle, uncalibrated_path: Path) -> None:
@@ -66,6 +72,11 @@ def test_a_calibration_counts_for_its_own_backend_only(compiled: Bundle, uncalib
     # And a second one beside it leaves the first alone.
     record_calibration(uncalibrated_path, found.calibration.model_copy(update={"backend": "torch"}), {})
     assert len(read_manifest(uncalibrated_path).calibrations) == 2
+
+
+def test_int8_is_not_pytorchs() -> None:
+    with pytest.raises(RevmuxError, match="of the backend openvino only"):
+        choose_dtype("int8", "torch", torch.device("cpu"))
 
 
 def test_it_runs_on_the_cpu_only(tiny_bundle_path: Path) -> None:
