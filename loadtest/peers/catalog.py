@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.peers.peer import Command, Peer, Setting
 from loadtest.peers.wires import INFINITY, SERVED_NAME, labelled
-from loadtest.wire import CLASSIFY, Wire
-
-HERE = Path(__file__).parent
-APPS = HERE / "apps"
-
-# In every command: {python} and {bin} of the peer's environment, {model} the exported folder, {apps} the applications,
-# {work} the peer's own folder for converted models, {texts} sentences to calibrate int8 with.
-Command = Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One way of serving; `about` is what was chosen and where from. `--host` and `--port` are added to `command`."""
-
-    name: str
-    precision: str
-    about: str
-    command: Command
-    wire: Wire
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """`key` names its environment and its requirement file; `package` is the one whose version the table shows.
-
-    `prepare` converts the model once, before anything is timed, as one would before deploying.
-    """
-
-    key: str
-    title: str
-    package: str
-    settings: Sequence[Setting]
-    prepare: Command = ()
-    needs_gpu: bool = False
-
-    @property
-    def requirements(self) -> Path:
-        return HERE / f"{self.key}.txt"
+from loadtest.wire import CLASSIFY
 
 
 def _app(name: str, *options: str) -> Command:
     return ("{python}", f"{{apps}}/{name}_app.py", "--model", "{model}", *options)
+
+
+# Its optimum engine finds a local model's file only where that is the working folder, keeps what it optimises in the
+# hub's cache, and cannot run its own warm-up, whose texts it does not cut.
+_IN_ITS_FOLDER = ("env", "--chdir={work}/onnx", "HF_HUB_CACHE={work}/cache")
 
 
 def _infinity(*options: str) -> Command:
@@ -83,8 +50,8 @@ PEERS: Sequence[Peer] = (
             Setting(
                 "optimum engine",
                 "float32",
-                "`--engine optimum` on the model as `optimum-cli export onnx` writes it",
-                _infinity("--model-id", "{work}/onnx", "--engine", "optimum"),
+                "`--engine optimum --no-model-warmup` on the model as `optimum-cli export onnx` writes it",
+                (*_IN_ITS_FOLDER, *_infinity("--model-id", ".", "--engine", "optimum", "--no-model-warmup")),
                 INFINITY,
             ),
             Setting(
@@ -188,11 +155,11 @@ PEERS: Sequence[Peer] = (
             for name, precision, file, batch, options, about in (
                 (
                     _FIRST,
-                    "the plugin's choice",
+                    "the plugin's own",
                     "float32",
                     "1",
                     (),
-                    "`compile_model(path, 'CPU', LATENCY)`, one request at a time",
+                    "`compile_model(path, 'CPU', LATENCY)`, one request at a time; bfloat16 where the CPU has it",
                 ),
                 (
                     "batched",

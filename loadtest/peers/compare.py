@@ -19,8 +19,8 @@ import uvloop
 
 from loadtest.client import Client
 from loadtest.measure import OK, Run, Summary, over_rounds, summarize
-from loadtest.peers.catalog import Peer, Setting
 from loadtest.peers.environments import last_line
+from loadtest.peers.peer import Peer, Setting
 from loadtest.scenarios import PASS_SECONDS
 from loadtest.servers import HOST, ServerError, started
 from loadtest.wire import Wire

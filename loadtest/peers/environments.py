@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from loadtest.peers.catalog import Peer
+from loadtest.peers.peer import Peer
 
 INSTALL_SECONDS = 1800.0
 PREPARE_SECONDS = 900.0

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from loadtest.peers.catalog import APPS, Peer
 from loadtest.peers.compare import Contender
 from loadtest.peers.environments import (
     PREPARE_SECONDS,
@@ -20,6 +19,7 @@ from loadtest.peers.environments import (
     variables,
     version_of,
 )
+from loadtest.peers.peer import APPS, Peer
 
 EXPORT_SECONDS = 300.0
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.peers.catalog import PEERS, Peer, ours
+from loadtest.peers.catalog import PEERS, ours
 from loadtest.peers.compare import Plan, compare
 from loadtest.peers.environments import Environment, PeerError, environment, version_of
 from loadtest.peers.line_up import line_up
+from loadtest.peers.peer import Peer
 from revmux_core.export import export_plain
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"] * 3
