@@ -90,8 +90,11 @@ def calibrate(
             )
             learnt |= found.learnt
     if not entries:
+        rounded = 1 - float(seen[plain][1].agrees.double().mean())
+        precision = bundle.classifier.executor.precision
+        own = f" (the plain path's own answers, in {precision}, differ on {rounded:.2%})" if rounded else ""
         raise CalibrationError(
-            f"no width can keep a target of {target:g} without escalating every answer: give more text, a lower "
+            f"no width can keep a target of {target:g} without escalating every answer{own}: give more text, a lower "
             "target, or train longer"
         )
     calibration = Calibration(
