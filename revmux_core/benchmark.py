@@ -75,9 +75,10 @@ def speedup_over(baseline: Callable[[], object], own: Callable[[], object], roun
 
 
 def measure_speed(
-    bundle: Bundle,
+    classifier: MuxClassifier,
     samples: Sequence[Tokens],
     points: Iterable[OperatingPoint],
+    pad_id: int,
     rounds: int,
     batch_tokens: int,
     progress: Callable[[], None] = lambda: None,
@@ -85,17 +86,16 @@ def measure_speed(
     """Classifies all `samples` once per round and point, tokens to logits, in batches of `batch_tokens` padded tokens.
 
     Rounds go through the points in turn (A B A B); the plain one is always among them, since the others are compared
-    with it, and so is the plain one in PyTorch where another backend runs the layers. `progress` is called
-    after every round. The result is in the order of `points`, none twice.
+    with it, and so is the plain one in PyTorch where another backend runs the layers. `progress` is called after every
+    round. The result is in the order of `points`, none twice.
     """
-    classifier = bundle.classifier
     measured = dict.fromkeys([*points, classifier.plain])
     contenders: dict[OperatingPoint | None, Callable[[], object]] = {
-        point: partial(run_all, classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens) for point in measured
+        point: partial(run_all, classifier, samples, point, pad_id, batch_tokens) for point in measured
     }
     if not isinstance(classifier.executor, EagerExecutor):
         reference = MuxClassifier(classifier.backbone, {})
-        contenders[None] = partial(run_all, reference, samples, reference.plain, bundle.tokenizer.pad_id, batch_tokens)
+        contenders[None] = partial(run_all, reference, samples, reference.plain, pad_id, batch_tokens)
     seconds = time_in_turn(contenders, rounds, progress)
     in_torch = seconds.get(None, seconds[classifier.plain])
     layers = classifier.backbone.num_layers

@@ -34,7 +34,7 @@ def measure_and_write(
     """
     layers = bundle.classifier.backbone.num_layers
     points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
-    speeds = measure_speed(bundle, samples, points, _ROUNDS, BATCH_TOKENS, progress)
+    speeds = measure_speed(bundle.classifier, samples, points, bundle.tokenizer.pad_id, _ROUNDS, BATCH_TOKENS, progress)
     reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     evaluations = [
         evaluate(

@@ -7,9 +7,10 @@ import sys
 import typer
 
 from revmux_core.errors import RevmuxError
+from server.cli.bench import bench
 from server.cli.calibrate import calibrate
 from server.cli.export import export
-from server.cli.measure import bench, card, evaluate, info
+from server.cli.measure import card, evaluate, info
 from server.cli.research import experiment, hostile, plan
 from server.cli.serve import serve
 from server.cli.train import train

@@ -1,4 +1,4 @@
-"""`revmux eval`, `bench`, `card` and `info`: what a bundle is worth."""
+"""`revmux eval`, `card` and `info`: what a bundle is worth."""
 
 from __future__ import annotations
 
@@ -93,48 +93,6 @@ def evaluate(
             reference,
         )
     print_report(result.to_json(), as_json)
-
-
-def bench(
-    bundle: BundleOption = "sst2-minilm",
-    width: Annotated[
-        list[int] | None, typer.Option(help="Mux widths; repeat the option. Default: all, and early exits.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Texts to time. Default: sentences that come along.")] = None,
-    text_column: TextColumn = None,
-    base: BaseOption = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; every round times every point once.", min=1)] = 5,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.", min=1)] = 4096,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    backend: BackendOption = "torch",
-    as_json: JsonOption = False,
-) -> None:
-    """Sequences a second of the engine alone, per width and early exit, beside the ideal."""
-    from revmux_core.benchmark import SAMPLE_TEXTS, measure_speed
-    from revmux_core.card import machine
-
-    examples = read(data or SAMPLE_TEXTS, text_column, None, None)
-    loaded = load(bundle, base, device, dtype, backend)
-    samples = loaded.tokenizer([(example.text, None) for example in examples])
-    points = [loaded.point(number) for number in sorted({1, *width})] if width else loaded.classifier.points
-    with tqdm(total=rounds + 1, desc="bench", unit="round", disable=None) as bar:
-        speeds = measure_speed(loaded, samples, points, rounds, batch_tokens, lambda: bar.update() and None)
-    layers = loaded.classifier.backbone.num_layers
-    exits = {point.name for point in points if point.kind(layers) == "early exit"}
-    report = {
-        "bundle": loaded.manifest.name,
-        "machine": machine(),
-        "backend": backend,
-        "precision": loaded.classifier.executor.precision,
-        "samples": len(samples),
-        "mean_tokens": sum(map(len, samples)) / len(samples),
-        "batch_tokens": batch_tokens,
-        # Early exits apart: whoever looks up width 1 in the list wants the plain path.
-        "widths": [speed.to_json() for speed in speeds if speed.point not in exits],
-        "early_exits": [speed.to_json() for speed in speeds if speed.point in exits],
-    }
-    print_report(report, as_json)
 
 
 def card(
