@@ -1,4 +1,4 @@
-"""The load generator: closed and open loops of `POST /classify` over one pool of persistent connections."""
+"""The load generator: closed and open loops of requests over one pool of persistent connections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Self
 from loadtest.connection import Connection
 from loadtest.measure import OK, Outcome, Run
 from loadtest.servers import HOST
+from loadtest.wire import CLASSIFY, Wire
 
 # Below the usual soft limit of 1,024 open files. Requests beyond it wait for a connection, and the wait counts.
 MAX_CONNECTIONS = 512
@@ -37,15 +38,18 @@ class _Exchange:
 
 
 class Client:
-    """Sends the sentences `texts` to the server on a port of this machine and records what comes of it.
+    """Sends the sentences `texts` in the format `wire` to the server on a port of this machine and records the outcome.
 
     It is an async context manager, which closes its connections at the end.
     """
 
-    def __init__(self, port: int, texts: Sequence[str], connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self, port: int, texts: Sequence[str], connections: int = MAX_CONNECTIONS, wire: Wire = CLASSIFY
+    ) -> None:
         self._port = port
+        self._wire = wire
         # Encoded once, so that the generator spends its time on sending.
-        self._requests = [_request(port, text) for text in texts]
+        self._requests = [wire.request(HOST, port, text) for text in texts]
         self._free = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
 
@@ -71,7 +75,7 @@ class Client:
             workers = await asyncio.gather(*(work(start) for _ in range(concurrency)))
             return [exchange for exchanges in workers for exchange in exchanges]
 
-        return await _measured(drive, seconds)
+        return await _measured(drive, seconds, self._wire)
 
     async def open_loop(self, order: Iterator[int], arrivals: Sequence[float], seconds: float) -> Run:
         """Sends the samples of `order` at `arrivals` (seconds from now, below `seconds`), whatever is still open."""
@@ -83,7 +87,7 @@ class Client:
                 requests.append(asyncio.create_task(self._send(next(order), start, due)))
             return await asyncio.gather(*requests)
 
-        return await _measured(drive, seconds)
+        return await _measured(drive, seconds, self._wire)
 
     async def _send(self, sample: int, start: float, due: float) -> _Exchange:
         async with self._free:
@@ -109,29 +113,17 @@ class Client:
         return None
 
 
-def _request(port: int, text: str) -> bytes:
-    body = json.dumps({"input": text}).encode()
-    head = (
-        "POST /classify HTTP/1.1",
-        f"host: {HOST}:{port}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-    )
-    return "\r\n".join((*head, "", "")).encode() + body
-
-
-def _read(exchange: _Exchange) -> Outcome:
+def _read(exchange: _Exchange, wire: Wire) -> Outcome:
     times = exchange.sample, exchange.due, exchange.sent, exchange.done
     if exchange.status != OK:
         return Outcome(*times, exchange.status)
     try:
-        item = json.loads(exchange.body)["data"][0]
-        return Outcome(*times, exchange.status, item["label"], item.get("point"), item.get("escalated", False))
+        return Outcome(*times, exchange.status, *wire.read(json.loads(exchange.body)))
     except (ValueError, KeyError, IndexError, TypeError):
         return Outcome(*times, "malformed answer")
 
 
-async def _measured(drive: Callable[[float], Awaitable[list[_Exchange]]], seconds: float) -> Run:
+async def _measured(drive: Callable[[float], Awaitable[list[_Exchange]]], seconds: float, wire: Wire) -> Run:
     """Runs `drive` from its start time on, and watches this process meanwhile."""
     lags: list[float] = []
     watch = asyncio.create_task(_watch_loop(lags))
@@ -142,7 +134,7 @@ async def _measured(drive: Callable[[float], Awaitable[list[_Exchange]]], second
         watch.cancel()
     elapsed = _clock() - start
     cpu_share = (time.process_time() - cpu) / elapsed
-    return Run([_read(exchange) for exchange in exchanges], min(seconds, elapsed), lags, cpu_share)
+    return Run([_read(exchange, wire) for exchange in exchanges], min(seconds, elapsed), lags, cpu_share)
 
 
 async def _watch_loop(lags: list[float]) -> None:

@@ -101,34 +101,34 @@ def _points(info: dict[str, Any]) -> str:
 
 def to_markdown(report: Report) -> str:
     machine, plan, result = report.machine, report.plan, report.result
-    closed = [row for comparison in result.closed for row in _rows(comparison, _factor(comparison.speedup))]
+    closed = [row for comparison in result.closed for row in _rows(comparison, factor(comparison.speedup))]
     opened = [row for comparison in result.open for row in _rows(comparison, f"{comparison.rate:.1f}/s")]
     parts = [
         f"# Load test of `{report.bundle}`: fast against plain",
         f"{report.sentences} sentences of `{report.data}`, one a request. Both servers and the load generator ran on "
-        f"{machine.cpu}, {machine.cores} cores, {_size(machine.memory_bytes)} of memory ({machine.system}, Python "
+        f"{machine.cpu}, {machine.cores} cores, {size(machine.memory_bytes)} of memory ({machine.system}, Python "
         f"{machine.python}). The servers were driven one at a time, alternately, with the same sentences: "
         f"{plan.rounds} rounds of {plan.seconds:g} s each. Figures are medians over rounds; errors are sums.",
         "![Throughput by concurrency and latency by load](report.png)",
         _generator_verdict(report),
         "## Answers",
         "Every sentence once. Agreement is with what the plain server answers to the same sentence.",
-        _table(
+        table(
             ("server", "accuracy", "agreement", "escalated", "answered at", "errors"),
             [(side, *_answers(summary)) for side, summary in result.once.sides.items()],
         ),
         "## Closed loop: throughput",
         "A fixed number of requests in flight. The speed-up is the median of the rounds' ratios.",
-        _table(("in flight", "server", "requests/s", "speed-up", *_COLUMNS), closed),
+        table(("in flight", "server", "requests/s", "speed-up", *_COLUMNS), closed),
         "## Open loop: latency",
         f"Poisson arrivals at a share of the plain server's capacity, {result.capacity:.1f} requests/s. Latency "
         "counts from the moment a request was due, whether or not it could be sent then.",
-        _table(("load", "server", "requests/s", "due", *_COLUMNS), opened),
+        table(("load", "server", "requests/s", "due", *_COLUMNS), opened),
         "## Servers",
-        _table(
+        table(
             ("server", "`--width`", "operating points", "ready after", "peak memory"),
             [
-                (side, facts.width, _points(facts.info), f"{facts.start_seconds:.1f} s", _size(facts.peak_rss_bytes))
+                (side, facts.width, _points(facts.info), f"{facts.start_seconds:.1f} s", size(facts.peak_rss_bytes))
                 for side, facts in (("plain", report.plain), ("fast", report.fast))
             ],
         ),
@@ -147,7 +147,7 @@ def _rows(comparison: Comparison, third: str) -> Iterable[tuple[str, ...]]:
             side,
             f"{summary.throughput:.1f}",
             third if side == "fast" or comparison.rate else "",
-            *(_milliseconds(s) for s in (summary.p50_seconds, summary.p95_seconds, summary.p99_seconds)),
+            *(milliseconds(s) for s in (summary.p50_seconds, summary.p95_seconds, summary.p99_seconds)),
             *_answers(summary),
         )
 
@@ -157,9 +157,9 @@ def _answers(summary: Summary) -> tuple[str, ...]:
     answers = sum(summary.points.values())
     points = [f"`{name}` {count / answers:.0%}" for name, count in sorted(summary.points.items())]
     return (
-        _share(summary.accuracy),
-        _share(summary.agreement),
-        _share(summary.escalation_rate),
+        share(summary.accuracy),
+        share(summary.agreement),
+        share(summary.escalation_rate),
         ", ".join(points) or "-",
         errors or "none",
     )
@@ -182,21 +182,22 @@ def _generator_verdict(report: Report) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.1f}"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def share(part: float | None) -> str:
+    return "-" if part is None else f"{part:.1%}"
 
 
-def _factor(factor: float | None) -> str:
-    return "-" if factor is None else f"{factor:.2f}x"
+def factor(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
-def _size(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:,.0f} MiB"
+def size(count: int | None) -> str:
+    """`count` bytes."""
+    return "-" if count is None else f"{count / 2**20:,.0f} MiB"

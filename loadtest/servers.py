@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
+import os
+import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from loadtest.processes import peak_rss_bytes, tree
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 300.0
@@ -31,43 +34,28 @@ class Server:
     port: int
     pid: int
     start_seconds: float
-    info: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
 
     def peak_rss_bytes(self) -> int | None:
-        """The most memory that its processes have held so far, each at its own peak; None where the system has no
-        /proc to tell. Pages that they share count for each."""
-        peaks = [_peak(pid) for pid in process_tree(self.pid)]
-        known = [peak for peak in peaks if peak is not None]
-        return sum(known) if known else None
-
-
-def process_tree(pid: int) -> list[int]:
-    """`pid` and all that descends from it; `pid` alone where the system has no /proc to tell."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    tree = [pid]
-    for member in tree:
-        tree += children.get(member, [])
-    return tree
-
-
-def _peak(pid: int) -> int | None:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return 1024 * int(peak[1]) if peak else None
+        """The most memory it has held so far, see `processes`; None where the system has no /proc to tell."""
+        return peak_rss_bytes(self.pid)
 
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[Server]:
+    """Runs one of our own servers: `started`, ready when its `/health/ready` says so, with its `/info`."""
+    with started(command, log, _is_ready) as server:
+        yield replace(server, info=_info(server.port))
+
+
+@contextmanager
+def started(
+    command: Sequence[str], log: Path, is_ready: Callable[[int], bool], environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Runs `command --host HOST --port PORT` from start to stop, its output in `log`.
+
+    `is_ready` is asked about the port until it says so. `environment` replaces this process's own. Whatever the
+    server has started is ended with it.
 
     Raises `ServerError` if it exits or is not ready in time.
     """
@@ -75,17 +63,16 @@ def running(command: Sequence[str], log: Path) -> Iterator[Server]:
     with log.open("w") as output:
         began = time.monotonic()
         process = subprocess.Popen(
-            [*command, "--host", HOST, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT
+            [*command, "--host", HOST, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, env=environment
         )
         try:
-            while not _is_ready(port):
+            while not is_ready(port):
                 if process.poll() is not None:
                     raise ServerError(f"the server exited with code {process.returncode}:\n{_tail(log)}")
                 if time.monotonic() - began > START_TIMEOUT_SECONDS:
                     raise ServerError(f"the server was not ready after {START_TIMEOUT_SECONDS:.0f} s:\n{_tail(log)}")
                 time.sleep(POLL_SECONDS)
-            start_seconds = time.monotonic() - began
-            yield Server(port, process.pid, start_seconds, _info(port))
+            yield Server(port, process.pid, time.monotonic() - began)
         finally:
             _stop(process)
 
@@ -114,12 +101,18 @@ def _info(port: int) -> dict[str, Any]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    family = tree(process.pid)
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    # Some servers leave workers behind, which would take processor time from the next one.
+    for member in family:
+        if member.pid != process.pid and member.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)
 
 
 def _tail(log: Path) -> str:

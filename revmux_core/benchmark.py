@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from revmux_core.backends.eager import EagerExecutor
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
+from revmux_core.classifier import MuxClassifier
 from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -25,7 +27,7 @@ class Speed:
     """One point's speed.
 
     `speedup` is over the plain path, the median of the rounds' own ratios; `ideal_speedup` is that of the layer compute
-    alone (`OperatingPoint.ideal_speedup`).
+    alone (`OperatingPoint.ideal_speedup`). `over_reference` is the speed-up over the plain path in PyTorch.
     """
 
     point: str
@@ -34,6 +36,7 @@ class Speed:
     sequences_per_second: float
     speedup: float
     ideal_speedup: float
+    over_reference: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,9 +75,10 @@ def speedup_over(baseline: Callable[[], object], own: Callable[[], object], roun
 
 
 def measure_speed(
-    bundle: Bundle,
+    classifier: MuxClassifier,
     samples: Sequence[Tokens],
     points: Iterable[OperatingPoint],
+    pad_id: int,
     rounds: int,
     batch_tokens: int,
     progress: Callable[[], None] = lambda: None,
@@ -82,14 +86,18 @@ def measure_speed(
     """Classifies all `samples` once per round and point, tokens to logits, in batches of `batch_tokens` padded tokens.
 
     Rounds go through the points in turn (A B A B); the plain one is always among them, since the others are compared
-    with it. `progress` is called after every round. The result is in the order of `points`, none twice.
+    with it, and so is the plain one in PyTorch where another backend runs the layers. `progress` is called after every
+    round. The result is in the order of `points`, none twice.
     """
-    classifier = bundle.classifier
-    timed = {
-        point: partial(run_all, classifier, samples, point, bundle.tokenizer.pad_id, batch_tokens)
-        for point in dict.fromkeys([*points, classifier.plain])
+    measured = dict.fromkeys([*points, classifier.plain])
+    contenders: dict[OperatingPoint | None, Callable[[], object]] = {
+        point: partial(run_all, classifier, samples, point, pad_id, batch_tokens) for point in measured
     }
-    seconds = time_in_turn(timed, rounds, progress)
+    if not isinstance(classifier.executor, EagerExecutor):
+        reference = MuxClassifier(classifier.backbone, {})
+        contenders[None] = partial(run_all, reference, samples, reference.plain, pad_id, batch_tokens)
+    seconds = time_in_turn(contenders, rounds, progress)
+    in_torch = seconds.get(None, seconds[classifier.plain])
     layers = classifier.backbone.num_layers
     return [
         Speed(
@@ -99,8 +107,9 @@ def measure_speed(
             sequences_per_second=len(samples) / statistics.median(seconds[point]),
             speedup=median_ratio(seconds[classifier.plain], seconds[point]),
             ideal_speedup=point.ideal_speedup(layers),
+            over_reference=median_ratio(in_torch, seconds[point]),
         )
-        for point in timed
+        for point in measured
     ]
 
 

@@ -4,12 +4,13 @@ bundle.json                  the manifest: names, labels, points, how it was tra
 backbone/                    configuration and tokenizer of the base model
 task/                        LoRA weights and head, where the task was tuned here (PEFT's own format)
 adapters/POINT.safetensors   the adapters of one operating point
-calibration/POINT.safetensors  how sure a point is of an answer, where that was learnt
+calibration/BACKEND-PRECISION/POINT.safetensors  how sure a point is of an answer, where that was learnt
 README.md                    the model card, written from the manifest
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from revmux_core.backbones import Backbone, view
+from revmux_core.backends import BackendName
+from revmux_core.backends.select import use_backend
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.cascade import Cascade, Quality
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
@@ -45,13 +48,15 @@ from revmux_core.offline import BATCH_TOKENS, Prediction, run_all, run_cascade
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from revmux_core.tokenization import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 # Names of the upper layers' updates in an adapter file begin with this.
 _DELTAS = "deltas."
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A loaded bundle, ready to classify."""
+    """A loaded bundle, ready to classify. `manifest` has no other calibration than that of how it runs here."""
 
     manifest: Manifest
     classifier: MuxClassifier
@@ -143,12 +148,15 @@ def load_bundle(
     base: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    backend: BackendName = "torch",
 ) -> Bundle:
     """Loads a bundle by folder, or by the name of a built-in one, and checks every hash.
 
-    The base model is looked for at `base` (a folder), as `find_base` describes.
+    The base model is looked for at `base` (a folder), as `find_base` describes. `dtype` is the precision of the matrix
+    products.
 
-    Raises `BundleError` for a bundle that is missing, truncated, altered or too new, or whose base cannot be found.
+    Raises `BundleError` for a bundle that is missing, truncated, altered or too new, or whose base cannot be found;
+    `RevmuxError` where `backend` is not installed or does not run on this device.
     """
     folder = resolve_bundle(name_or_path)
     manifest = read_manifest(folder)
@@ -168,15 +176,30 @@ def load_bundle(
             model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
         backbone = view(model)
         adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
+        classifier = MuxClassifier(backbone, adapters)
+        use_backend(classifier, backend, torch.device(device), dtype)
+        precision = classifier.executor.precision
+        calibrated = manifest.calibrations
+        manifest = manifest.run_by(backend, precision)
+        if calibrated and not manifest.calibrations:
+            logger.info(
+                "bundle %s is not calibrated for the backend %s in %s, so nothing is guaranteed: run `revmux calibrate "
+                "--backend %s`",
+                manifest.name,
+                backend,
+                precision,
+                backend,
+            )
         if manifest.calibration is not None:
             for name, file in manifest.calibration.files.items():
                 score = LearntConfidence(backbone.hidden_size)
                 score.load_state_dict(load_file(folder / file))
-                adapters[OperatingPoint.parse(name)].confidence = score
-        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
+                parameter = next(classifier.parameters())
+                score.to(device=parameter.device, dtype=parameter.dtype)
+                classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error
-    classifier = MuxClassifier(backbone, adapters).to(device=device, dtype=dtype)
     return Bundle(manifest, classifier, tokenizer)
 
 

@@ -20,7 +20,7 @@ from revmux_core.manifest import Calibration, CascadeEntry
 from revmux_core.offline import BATCH_TOKENS, answer_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
-from revmux_core.selection import Seen, certify_chain, confidences, wrong_at
+from revmux_core.selection import Seen, certify_chain, confidences, differs, wrong_at
 
 LEARN_SHARE = 0.3
 """Share of the texts that scores and thresholds are chosen on; the others certify the choice."""
@@ -43,12 +43,14 @@ def calibrate(
     data: str,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
+    reference: Tensor | None = None,
 ) -> Calibrated:
     """Certifies one cascade for each of `widths`: the exits at width 1, the cheapest point of any other.
 
     All promises hold together with the given `confidence`: each is certified at 1 - (1 - confidence) / widths. A part
     of the texts picks the exits, learns the scores and fixes the thresholds to try; it is also where partners are
-    drawn from at random. The other texts, each with partners of its own, certify.
+    drawn from at random. The other texts, each with partners of its own, certify. `reference` are the labels `[S]` that
+    answers must not differ from, by default those of the bundle's own plain path in PyTorch.
 
     Widths whose cascade would escalate everything are left out. Raises `CalibrationError` for too few texts, or when
     no width is left; `RevmuxError` for a width that the bundle lacks.
@@ -57,10 +59,12 @@ def calibrate(
     each = 1 - (1 - confidence) / len(chains)
     _require(len(samples), target, each, confidence, len(chains))
     learn, test = split(len(samples), seed)
-    progress("plain path")
-    reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+    progress("plain model")
+    if reference is None:
+        reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     seen = {}
-    for point in dict.fromkeys(point for chain in chains.values() for point in chain):
+    plain = bundle.classifier.plain
+    for point in dict.fromkeys([*(point for chain in chains.values() for point in chain), plain]):
         progress(point.name)
         seen[point] = [see(bundle, point, samples, part, learn, reference, seed) for part in (learn, test)]
     entries: list[CascadeEntry] = []
@@ -69,8 +73,8 @@ def calibrate(
         found = certify_chain(
             chain,
             bundle.classifier.backbone.num_layers,
-            [seen[point][0] for point in chain],
-            [seen[point][1] for point in chain],
+            [seen[point][0] for point in (*chain, plain)],
+            [seen[point][1] for point in (*chain, plain)],
             target,
             each,
         )
@@ -86,12 +90,22 @@ def calibrate(
             )
             learnt |= found.learnt
     if not entries:
+        rounded = 1 - float(seen[plain][1].agrees.double().mean())
+        precision = bundle.classifier.executor.precision
+        own = f" (the plain path's own answers, in {precision}, differ on {rounded:.2%})" if rounded else ""
         raise CalibrationError(
-            f"no width can keep a target of {target:g} without escalating every answer: give more text, a lower "
+            f"no width can keep a target of {target:g} without escalating every answer{own}: give more text, a lower "
             "target, or train longer"
         )
     calibration = Calibration(
-        target=target, confidence=confidence, data=data, samples=len(samples), seed=seed, cascades=entries
+        backend=bundle.classifier.executor.backend,
+        precision=bundle.classifier.executor.precision,
+        target=target,
+        confidence=confidence,
+        data=data,
+        samples=len(samples),
+        seed=seed,
+        cascades=entries,
     )
     return Calibrated(calibration, learnt)
 
@@ -124,6 +138,7 @@ def validate(
     splits: int,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
+    reference: Tensor | None = None,
 ) -> Validation:
     """Repeats `calibrate` on random thirds of the samples and tests every promise on the others.
 
@@ -134,10 +149,12 @@ def validate(
     everything = range(len(samples))
     third = len(samples) // 3
     _require(third, target, each, confidence, len(chains), " to calibrate with")
-    progress("plain path")
-    reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+    progress("plain model")
+    if reference is None:
+        reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     seen = {}
-    for point in dict.fromkeys(point for chain in chains.values() for point in chain):
+    plain = bundle.classifier.plain
+    for point in dict.fromkeys([*(point for chain in chains.values() for point in chain), plain]):
         progress(point.name)
         seen[point] = see(bundle, point, samples, everything, everything, reference, seed)
     layers = bundle.classifier.backbone.num_layers
@@ -151,12 +168,12 @@ def validate(
             found = certify_chain(
                 chain,
                 layers,
-                [seen[point].take(learn) for point in chain],
-                [seen[point].take(certifying) for point in chain],
+                [seen[point].take(learn) for point in (*chain, plain)],
+                [seen[point].take(certifying) for point in (*chain, plain)],
                 target,
                 each,
             )
-            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.learnt, seen, test))
+            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.learnt, seen, plain, test))
             progress(f"width {width}")
         agreement, escalated, ideal = np.array(tests).T
         rows.append(
@@ -176,12 +193,13 @@ def _tested(
     cascade: Cascade,
     learnt: Mapping[OperatingPoint, LearntConfidence],
     seen: Mapping[OperatingPoint, Seen],
+    plain: OperatingPoint,
     test: np.ndarray,
 ) -> tuple[float, float, float]:
     """Agreement, escalation rate and ideal speed-up of a cascade on the samples `test`."""
     own = [seen[point].take(test) for point in cascade.points]
     leaves_at = cascade.leaves_at(confidences(cascade.points, own, learnt))
-    wrong = wrong_at(leaves_at, ~np.stack([one.agrees.numpy() for one in own], axis=1))
+    wrong = wrong_at(leaves_at, differs([*own, seen[plain].take(test)]))
     escalated = float((leaves_at == len(cascade.points)).mean())
     return float(1 - wrong.mean()), escalated, cascade.ideal_speedup(leaves_at)
 

@@ -34,7 +34,7 @@ def measure_and_write(
     """
     layers = bundle.classifier.backbone.num_layers
     points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
-    speeds = measure_speed(bundle, samples, points, _ROUNDS, BATCH_TOKENS, progress)
+    speeds = measure_speed(bundle.classifier, samples, points, bundle.tokenizer.pad_id, _ROUNDS, BATCH_TOKENS, progress)
     reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     evaluations = [
         evaluate(
@@ -111,7 +111,7 @@ def model_card(manifest: Manifest) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, manifest.num_layers) for row in measured["points"]),
         "",
-        *_certified(manifest.calibration),
+        *(line for calibration in manifest.calibrations for line in _certified(calibration)),
         "## Training",
         "",
     ]
@@ -142,9 +142,7 @@ def model_card(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _certified(calibration: Calibration | None) -> list[str]:
-    if calibration is None:
-        return []
+def _certified(calibration: Calibration) -> list[str]:
     rows = [
         f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {entry.score} | "
         f"{entry.threshold:.3f} | {entry.escalation_rate:.1%} | {entry.agreement:.1%} | "
@@ -152,7 +150,7 @@ def _certified(calibration: Calibration | None) -> list[str]:
         for entry in calibration.cascades
     ]
     return [
-        "## Certified agreement",
+        f"## Certified agreement ({calibration.backend}, {calibration.precision})",
         "",
         f"With confidence {calibration.confidence:.0%}, at least {calibration.target:.1%} of guaranteed answers are "
         f"the plain model's, on texts like {calibration.data} ({calibration.samples} samples, 30% to choose, 70% to "

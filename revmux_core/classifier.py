@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
+from revmux_core.backends.base import Executor
+from revmux_core.backends.eager import EagerExecutor
 from revmux_core.batch import MuxBatch, Prefilled
+from revmux_core.composites import Composites, demultiplex
 from revmux_core.confidence import LearntConfidence, top_probability
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
@@ -43,43 +46,6 @@ def make_adapters(backbone: Backbone, point: OperatingPoint, multiplexer: Multip
     """Untrained adapters of `point`, on the backbone's device; `delta_rank` 0 leaves its upper layers frozen."""
     layers = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
     return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if delta_rank and layers else None)
-
-
-@dataclass(slots=True)
-class Composites:
-    """What the upper layers run on, and what separating the answers needs.
-
-    `hidden` and `mask` are what `Multiplexer.multiplex` made; `own` `[B*N, k]` is each sample's own shortcut around
-    the composites and `own_mask` `[B*N, T]` its own mask.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    own: Tensor
-    own_mask: Tensor
-
-
-def multiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
-    """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one.
-
-    Padded positions are zeroed first: what an encoder computes there is arbitrary and must not reach a partner.
-    """
-    rows = torch.arange(len(hidden), device=hidden.device)
-    pooled = backbone.pool(hidden, rows, mask)
-    hidden = hidden * mask.unsqueeze(-1).to(hidden.dtype)
-    own = multiplexer.shortcut(hidden, mask, pooled)
-    width = multiplexer.width
-    composite, union = multiplexer.multiplex(hidden.unflatten(0, (-1, width)), mask.unflatten(0, (-1, width)))
-    return Composites(composite, union, own, mask)
-
-
-def demultiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites) -> Tensor:
-    """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`."""
-    samples = torch.arange(len(composites.own), device=hidden.device)
-    rows = samples if multiplexer.rows_apart else samples // multiplexer.width
-    text, appended = hidden.split([hidden.shape[1] - multiplexer.appended, multiplexer.appended], dim=1)
-    pooled = backbone.pool(text, rows, composites.own_mask)
-    return multiplexer.demultiplex(pooled, samples % multiplexer.width, composites.own, appended[rows])
 
 
 @dataclass(slots=True, eq=False)
@@ -130,12 +96,14 @@ class Outcome:
 class MuxClassifier(nn.Module):
     """Prefill, multiplex, upper layers, demultiplex, head: for samples that sit at different points of one batch.
 
-    `adapters` has those of every other point. Plain inference needs none and is always there.
+    `adapters` has those of every other point. Plain inference needs none and is always there. `executor` runs the
+    layers: in PyTorch, as it is, until `use_backend` sets another.
     """
 
     def __init__(self, backbone: Backbone, adapters: Mapping[OperatingPoint, Adapters]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.executor: Executor = EagerExecutor(backbone)
         self.plain = OperatingPoint.plain(backbone.num_layers)
         self.points = (self.plain, *sorted(adapters))
         # Registered, so that `.to(device)` moves the frozen weights and the adapters together.
@@ -200,17 +168,17 @@ class MuxClassifier(nn.Module):
                 if track.point.prefill == lo and track.point != self.plain:
                     adapters = self.adapters_of(track.point)
                     track.prefilled = track.hidden
-                    track.composites = multiplex(backbone, adapters.multiplexer, track.hidden, track.mask)
+                    track.composites = self.executor.multiplex(adapters.multiplexer, track.hidden, track.mask)
                     track.hidden, track.mask = track.composites.hidden, track.composites.mask
             active = [track for track in tracks if track.runs(lo)]
             apart = [track for track in active if self._runs_apart(track)]
             for track in apart:
                 layers = self.adapters_of(track.point).layers(backbone, track.point, lo, hi)
-                track.hidden = backbone.run(track.hidden, track.mask, layers)
+                track.hidden = self.executor.run(track.hidden, track.mask, layers)
             shared = [track for track in active if track not in apart]
             if shared:
                 states, mask = _cat([t.hidden for t in shared]), _cat([t.mask for t in shared])
-                states = backbone.run(states, mask, backbone.layers(lo, hi))
+                states = self.executor.run(states, mask, backbone.layers(lo, hi))
                 for track, rows in zip(shared, states.split([len(t.hidden) for t in shared]), strict=True):
                     track.hidden = rows
 

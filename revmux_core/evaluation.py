@@ -70,7 +70,7 @@ def evaluate(
 
     Every sample is answered from a full composite: where the last one lacks members, samples that already have their
     answer fill it and are not counted again. `progress` is called after every draw. Agreement is with `reference`, the
-    labels `[S]` of another model, or with the classifier's own plain path where that is None.
+    labels `[S]` of another model, or with the classifier's own plain path in PyTorch where that is None.
 
     Raises `RevmuxError` for fewer samples than the point's width, or no draws.
     """
@@ -139,9 +139,14 @@ def evaluate_cascade(
     draws: int = 10,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
+    reference: Tensor | None = None,
 ) -> CascadeEvaluation:
-    """Answers every sample `draws` times with `cascade`, each time with other partners of similar length."""
-    reference = plain_labels(classifier, samples, pad_id)
+    """Answers every sample `draws` times with `cascade`, each time with other partners of similar length.
+
+    Agreement is as in `evaluate`.
+    """
+    if reference is None:
+        reference = plain_labels(classifier, samples, pad_id)
     draws = draws_at(cascade, draws)
     answers = torch.empty(draws, len(samples), dtype=torch.long)
     left_at = np.empty((draws, len(samples)), dtype=np.int64)
@@ -189,8 +194,9 @@ def draws_at(point: OperatingPoint | Cascade, draws: int) -> int:
 
 
 def plain_labels(classifier: MuxClassifier, samples: Sequence[Tokens], pad_id: int) -> Tensor:
-    """The plain path's label of every sample, `[S]`."""
-    logits, _ = run_all(classifier, samples, classifier.plain, pad_id, BATCH_TOKENS)
+    """The plain model's label of every sample, `[S]`: that of PyTorch, whichever backend `classifier` runs on."""
+    reference = MuxClassifier(classifier.backbone, {})
+    logits, _ = run_all(reference, samples, reference.plain, pad_id, BATCH_TOKENS)
     return logits.argmax(dim=-1)
 
 

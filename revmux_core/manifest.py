@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
+from revmux_core.backends import BackendName
 from revmux_core.base_model import sha256
 from revmux_core.confidence import LEARNT, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had at most one calibration, made by PyTorch in float32."""
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -74,8 +76,14 @@ class CascadeEntry(BaseModel):
 
 class Calibration(BaseModel):
     """What is promised: answers of any one of `cascades` differ from the plain model's on at most a share of
-    1 - `target` of texts like the `samples` of `data`, with the statistical `confidence` for all together."""
+    1 - `target` of texts like the `samples` of `data`, with the statistical `confidence` for all together.
 
+    The plain model is PyTorch's, in float32; the answers are those of `backend` in `precision`, and so are the plain
+    ones that escalation ends with.
+    """
+
+    backend: BackendName = "torch"
+    precision: str = "float32"
     target: float
     confidence: float
     data: str
@@ -87,7 +95,8 @@ class Calibration(BaseModel):
     def files(self) -> dict[str, str]:
         """Where the learnt score of a point is, by the point's name."""
         names = [name for entry in self.cascades if entry.score == LEARNT for name in entry.points]
-        return {name: f"calibration/{name}.safetensors" for name in names}
+        folder = f"calibration/{self.backend}-{self.precision}"
+        return {name: f"{folder}/{name}.safetensors" for name in names}
 
 
 class Manifest(BaseModel):
@@ -103,8 +112,17 @@ class Manifest(BaseModel):
     adapters: list[PointEntry]
     training: dict[str, Any]
     measured: dict[str, Any] = {}
-    calibration: Calibration | None = None
+    calibrations: list[Calibration] = []
     files: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("format_version") == 1 and "calibration" in content:
+            rest = {key: value for key, value in content.items() if key != "calibration"}
+            old = content["calibration"]
+            return rest | {"format_version": FORMAT_VERSION, "calibrations": [] if old is None else [old]}
+        return content
 
     @property
     def points(self) -> list[OperatingPoint]:
@@ -112,9 +130,19 @@ class Manifest(BaseModel):
         return [entry.point for entry in self.adapters]
 
     @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of a manifest that was narrowed to one way of running it (`run_by`)."""
+        return self.calibrations[0] if self.calibrations else None
+
+    @property
     def cascades(self) -> list[CascadeEntry]:
-        """The certified cascades; none where the bundle is not calibrated."""
+        """Its certified cascades; none where the bundle is not calibrated."""
         return [] if self.calibration is None else self.calibration.cascades
+
+    def run_by(self, backend: BackendName, precision: str) -> Manifest:
+        """The manifest with no other calibration than that of this backend and precision."""
+        own = [one for one in self.calibrations if (one.backend, one.precision) == (backend, precision)]
+        return self.model_copy(update={"calibrations": own})
 
     @property
     def measured_agreement(self) -> dict[str, float]:
@@ -172,20 +200,22 @@ def record_measurements(folder: Path, measured: dict[str, Any]) -> Manifest:
 
 def record_calibration(folder: Path, calibration: Calibration, learnt: Mapping[str, dict[str, Tensor]]) -> Manifest:
     """Stores a calibration, with the weights of its `learnt` scores by the names of their points, in place of any
-    earlier one."""
+    earlier one of the same backend and precision."""
     manifest = read_manifest(folder)
     files = dict(manifest.files)
-    if manifest.calibration is not None:
-        for file in manifest.calibration.files.values():
+    replaced = manifest.run_by(calibration.backend, calibration.precision).calibrations
+    for earlier in replaced:
+        for file in earlier.files.values():
             del files[file]
             (folder / file).unlink()
     for name, tensors in learnt.items():
         file = calibration.files[name]
-        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / file)
         (folder / file).chmod(0o644)
         files[file] = sha256(folder / file)
-    manifest = manifest.model_copy(update={"calibration": calibration, "files": files})
+    calibrations = [one for one in manifest.calibrations if one not in replaced] + [calibration]
+    manifest = manifest.model_copy(update={"calibrations": calibrations, "files": files})
     write_manifest(folder, manifest)
     return manifest
 
@@ -194,8 +224,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Raises `BundleError` for a file that is missing, altered, or outside the bundle's folder."""
     named = {entry.file for entry in manifest.adapters} | {f"backbone/{file}" for file in TOKENIZER_FILES}
     named |= {"backbone/config.json"}
-    if manifest.calibration is not None:
-        named |= set(manifest.calibration.files.values())
+    for calibration in manifest.calibrations:
+        named |= set(calibration.files.values())
     if manifest.tuned:
         named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
     for file in sorted(named | manifest.files.keys()):

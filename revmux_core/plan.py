@@ -1,8 +1,11 @@
-"""Plans: which samples run at which operating point, and with whom. Pure data: no torch, no clock."""
+"""Plans: which samples run at which operating point, and with whom. Pure: no torch, no clock."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from revmux_core.points import OperatingPoint
 
@@ -76,3 +79,72 @@ class MuxPlan:
     def composites(self) -> int:
         """Composites of width 2 or more."""
         return sum(group.composites for group in self.groups if group.point.width > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of a plan that is padded to its own longest sample: `plan` numbers the samples `members` from 0 on."""
+
+    members: tuple[int, ...]
+    plan: MuxPlan
+
+
+def split_by_length(plan: MuxPlan, lengths: Sequence[int], part_cost: float, num_layers: int) -> list[Part]:
+    """Parts of `plan`, shortest samples first, that together cost least.
+
+    A part costs its padded tokens on the plain path (its longest sample x its samples x their share of the layers)
+    and `part_cost` more of them for being one. `lengths` are those of the plan's samples. Composites stay whole.
+    Exact, by dynamic programming over the distinct lengths; O(n log n + d^2).
+    """
+    units = sorted(
+        (
+            (max(lengths[member] for member in members), number, group, members)
+            for number, group in enumerate(plan.groups)
+            for members in _composites(group)
+        ),
+        key=lambda unit: unit[:2],
+    )
+    weights: dict[int, float] = {}
+    for length, _, group, _ in units:
+        point = group.point
+        layers = point.width * (point.prefill - group.start) + len(point.upper)
+        weights[length] = weights.get(length, 0.0) + layers / num_layers
+    longest = _cuts(list(weights), list(weights.values()), part_cost)
+    parts = []
+    done = 0
+    for most in longest:
+        members: list[int] = []
+        groups: dict[int, list[int]] = {}
+        while done < len(units) and units[done][0] <= most:
+            _, number, _, own = units[done]
+            groups.setdefault(number, []).extend(range(len(members), len(members) + len(own)))
+            members += own
+            done += 1
+        rebuilt = tuple(
+            Group(plan.groups[number].point, tuple(rows), plan.groups[number].start)
+            for number, rows in sorted(groups.items())
+        )
+        parts.append(Part(tuple(members), MuxPlan(rebuilt)))
+    return parts
+
+
+def _composites(group: Group) -> list[tuple[int, ...]]:
+    width = group.point.width
+    return [group.members[start : start + width] for start in range(0, len(group.members), width)]
+
+
+def _cuts(lengths: Sequence[int], weights: Sequence[float], part_cost: float) -> list[int]:
+    """The longest length of each part, of ascending `lengths` with their `weights`."""
+    before = np.concatenate([[0.0], np.cumsum(weights)])
+    best = np.zeros(len(lengths) + 1)
+    begins = [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        costs = best[:end] + part_cost + lengths[end - 1] * (before[end] - before[:end])
+        begins[end] = int(costs.argmin())
+        best[end] = costs[begins[end]]
+    ends = []
+    end = len(lengths)
+    while end:
+        ends.append(lengths[end - 1])
+        end = begins[end]
+    return ends[::-1]

@@ -52,26 +52,26 @@ def certify_chain(
 ) -> Certified | None:
     """The cheapest cascade over some of `points`, with the lowest threshold whose promise holds.
 
-    `learn` and `test` are the answers at each point on the texts that choose and on those that certify. None where
-    every answer would have to be escalated.
+    `learn` and `test` are the answers at each point, and at last on the plain path, on the texts that choose and on
+    those that certify. None where every answer would have to be escalated.
     """
     scores: dict[ScoreKind, np.ndarray] = {
-        TOP_PROBABILITY: np.stack([top_probability(seen.logits).numpy() for seen in learn], axis=1),
-        LEARNT: np.stack([_cross_fitted(seen) for seen in learn], axis=1),
+        TOP_PROBABILITY: np.stack([top_probability(seen.logits).numpy() for seen in learn[:-1]], axis=1),
+        LEARNT: np.stack([_cross_fitted(seen) for seen in learn[:-1]], axis=1),
     }
-    agrees = np.stack([seen.agrees.numpy() for seen in learn], axis=1)
+    differing = differs(learn)
     steps, kind = min(
         ((steps, kind) for steps in _choices(len(points)) for kind in KINDS),
-        key=lambda choice: _cost_at_target(points, num_layers, scores[choice[1]], agrees, choice[0], target),
+        key=lambda choice: _cost_at_target(points, num_layers, scores[choice[1]], differing, choice[0], target),
     )
     chain = tuple(points[step] for step in steps)
     learnt = {points[step]: _fitted(learn[step]) for step in steps} if kind == LEARNT else {}
     own = [test[step] for step in steps]
     asked = confidences(chain, own, learnt)
-    differs = ~np.stack([one.agrees.numpy() for one in own], axis=1)
+    tested = differs([*own, test[-1]])
     thresholds = _thresholds(scores[kind][:, steps])
     cascades = [Cascade(chain, float(threshold), num_layers) for threshold in thresholds]
-    wrong = np.stack([wrong_at(cascade.leaves_at(asked), differs) for cascade in cascades], axis=1)
+    wrong = np.stack([wrong_at(cascade.leaves_at(asked), tested) for cascade in cascades], axis=1)
     last = certify(wrong, target, confidence)
     if last is None:
         return None
@@ -97,7 +97,7 @@ def _cost_at_target(
     points: Sequence[OperatingPoint],
     num_layers: int,
     scores: np.ndarray,
-    agrees: np.ndarray,
+    differing: np.ndarray,
     steps: list[int],
     target: float,
 ) -> float:
@@ -107,7 +107,7 @@ def _cost_at_target(
     for threshold in _thresholds(scores[:, steps]):
         cascade = Cascade(chain, float(threshold), num_layers)
         leaves_at = cascade.leaves_at(scores[:, steps])
-        if wrong_at(leaves_at, ~agrees[:, steps]).mean() > 1 - target:
+        if wrong_at(leaves_at, differing[:, [*steps, -1]]).mean() > 1 - target:
             break
         cost = 1 / cascade.ideal_speedup(leaves_at)
     return cost
@@ -125,10 +125,15 @@ def confidences(
     return np.stack([column.numpy() for column in columns], axis=1)
 
 
-def wrong_at(leaves_at: np.ndarray, differs: np.ndarray) -> np.ndarray:
-    """Whether samples `[n]` leave with another answer than the plain path's, given `[n, steps]` which steps differ."""
-    padded = np.concatenate([differs, np.zeros((len(differs), 1), dtype=bool)], axis=1)
-    return padded[np.arange(len(padded)), leaves_at]
+def differs(seen: Sequence[Seen]) -> np.ndarray:
+    """`[n, len(seen)]`, which answers are not the plain model's."""
+    return ~np.stack([one.agrees.numpy() for one in seen], axis=1)
+
+
+def wrong_at(leaves_at: np.ndarray, differing: np.ndarray) -> np.ndarray:
+    """Whether samples `[n]` leave with another answer than the plain model's, given `[n, steps + 1]` which steps'
+    answers are others. The last step is the plain path: in another precision not even that is always the model's."""
+    return differing[np.arange(len(differing)), leaves_at]
 
 
 def _thresholds(scores: np.ndarray) -> np.ndarray:

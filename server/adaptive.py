@@ -48,6 +48,11 @@ class CostModel:
         fixed, linear, quadratic = self.terms[point]
         return fixed + linear * tokens + quadratic * tokens * length
 
+    def start_tokens(self, point: OperatingPoint) -> float:
+        """What a batch costs before its first token, in tokens; infinite where a token costs nothing."""
+        fixed, linear, _ = self.terms[point]
+        return fixed / linear if linear else math.inf
+
 
 def _fit(timings: Sequence[Timing]) -> tuple[float, float, float]:
     tokens = np.array([timing.rows * timing.length for timing in timings], dtype=float)

@@ -41,7 +41,7 @@ class Scores:
     """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`, and `confidences`, `[S]`.
 
     `seconds` is what computing took; `kept` has the states of the samples whose confidence was under their threshold,
-    by number.
+    by number; `padded_tokens` counts the positions that were computed, padding among them.
     """
 
     logits: list[list[float]]
@@ -49,6 +49,7 @@ class Scores:
     confidences: list[float]
     seconds: float
     kept: Mapping[int, Prefilled]
+    padded_tokens: int
 
     def label(self, number: int) -> int:
         """The most probable label of a sample."""
@@ -348,8 +349,7 @@ class Batcher:
 
     def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
         tokens = sum(entry.length for entry in entries)
-        longest = max(entry.length for entry in entries)
-        self._metrics.observe_batch(plan, tokens, longest * len(entries), scores.seconds)
+        self._metrics.observe_batch(plan, tokens, scores.padded_tokens, scores.seconds)
         speed = tokens / max(scores.seconds, 1e-6)
         known = self._tokens_per_second
         self._tokens_per_second = speed if known is None else known + SMOOTHING * (speed - known)

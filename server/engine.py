@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
-from revmux_core.plan import Group, MuxPlan, Tokens
+from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
 from revmux_core.points import OperatingPoint
-from server.adaptive import Timing
+from server.adaptive import CostModel, Timing
 from server.batcher import Scores
 from server.settings import Settings, SettingsError
 
@@ -36,6 +38,7 @@ class Engine:
         self._points = points
         self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
+        self._part_cost = math.inf
 
     def run(
         self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
@@ -44,11 +47,14 @@ class Engine:
 
         The future raises `FloatingPointError` where the model answered with NaN or infinity.
         """
-        batch = self._collate(samples, plan)
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, batch, thresholds)
+        parts = self._collate(samples, plan)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, parts, thresholds)
 
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
-        """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took."""
+        """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
+
+        From then on batches are run in parts of similar length wherever that costs less than their padding.
+        """
         sample = self._bundle.tokenizer([("warm", None)])[0]
         layers = self._bundle.classifier.backbone.num_layers
         timings = []
@@ -64,30 +70,41 @@ class Engine:
                     for _ in range(2):
                         scores = self._thread.submit(self._infer, batch, [0.0] * rows).result()
                     timings.append(Timing(point, rows, length, scores.seconds))
+        self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
         return timings
 
     def close(self) -> None:
         self._thread.shutdown()
 
-    def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> MuxBatch:
-        tokenizer = self._bundle.tokenizer
-        return collate(samples, plan, tokenizer.pad_id, self._bundle.classifier.backbone.padding_side)
+    def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> list[tuple[tuple[int, ...], MuxBatch]]:
+        """The batch in parts of similar length, each with its samples' numbers."""
+        backbone, pad_id = self._bundle.classifier.backbone, self._bundle.tokenizer.pad_id
+        parts = split_by_length(plan, list(map(len, samples)), self._part_cost, backbone.num_layers)
+        return [
+            (part.members, collate([samples[i] for i in part.members], part.plan, pad_id, backbone.padding_side))
+            for part in parts
+        ]
 
-    def _infer(self, batch: MuxBatch, thresholds: Sequence[float]) -> Scores:
+    def _infer(self, parts: Sequence[tuple[tuple[int, ...], MuxBatch]], thresholds: Sequence[float]) -> Scores:
         begun = time.perf_counter()
-        outcome = self._bundle.classifier(batch.to(self._device))
-        logits = outcome.logits.float().cpu().numpy()
-        confidences = outcome.confidences.float().cpu().numpy()
+        # All are given to the device before the first is read back.
+        outcomes = [(members, self._bundle.classifier(batch.to(self._device))) for members, batch in parts]
+        order = [member for members, _ in outcomes for member in members]
+        place = np.argsort(order)
+        logits = np.concatenate([outcome.logits.float().cpu().numpy() for _, outcome in outcomes])[place]
+        confidences = np.concatenate([outcome.confidences.float().cpu().numpy() for _, outcome in outcomes])[place]
         kept = {
-            member: outcome.prefilled(group, place)
+            members[row]: outcome.prefilled(group, position)
+            for members, outcome in outcomes
             for group in outcome.states
-            for place, member in enumerate(group.members)
-            if confidences[member] < thresholds[member]
+            for position, row in enumerate(group.members)
+            if confidences[members[row]] < thresholds[members[row]]
         }
         seconds = time.perf_counter() - begun
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model answered with NaN or infinity")
-        return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept)
+        padded = sum(batch.mask.numel() for _, batch in parts)
+        return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept, padded)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -110,7 +127,5 @@ def resolve_device(settings: Settings) -> torch.device:
 
 
 def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """Float32 on a CPU, where answers then equal the untouched model's; bfloat16 on a GPU, which is built for it."""
-    if settings.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    """The precision to serve in. Raises `RevmuxError` where the backend is not installed."""
+    return choose_dtype(settings.dtype, settings.backend, device)

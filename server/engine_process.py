@@ -101,7 +101,8 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
     """The model that `settings` name, warm. Raises `RevmuxError` where it cannot be served."""
     device = resolve_device(settings)
     dtype = resolve_dtype(settings, device)
-    return load_model(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype), metrics)
+    read = partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend)
+    return load_model(settings, read, metrics)
 
 
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:

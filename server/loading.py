@@ -99,7 +99,7 @@ def _default_quality(settings: Settings, menu: Menu, name: str) -> Quality:
 
 
 def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: int) -> Facts:
-    manifest, parameter = bundle.manifest, next(bundle.classifier.parameters())
+    manifest = bundle.manifest
     served = {cascade.width for cascade in menu.cascades}
     certified = [entry for entry in manifest.cascades if entry.width in served]
     calibration = manifest.calibration if certified else None
@@ -128,8 +128,8 @@ def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: in
         certified_agreement=None if calibration is None else calibration.target,
         certified_confidence=None if calibration is None else calibration.confidence,
         quality=quality,
-        device=str(parameter.device),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(next(bundle.classifier.parameters()).device),
+        dtype=bundle.classifier.executor.precision,
         max_tokens=bundle.tokenizer.max_tokens,
         max_batch_tokens=max_batch_tokens,
         loaded_at=int(time.time()),

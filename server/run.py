@@ -25,7 +25,7 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     device = resolve_device(settings)
     dtype = resolve_dtype(settings, device)
-    backend = InProcess(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype))
+    backend = InProcess(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend))
     service = Service(settings, backend, Metrics(__version__))
     listener = listen(settings)
     url = url_of(listener)

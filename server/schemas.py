@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from revmux_core.backends import BackendName
 from revmux_core.cascade import Quality
 from revmux_core.tokenization import Text
 from server.errors import EmptyInput, InvalidRequest
@@ -238,6 +239,7 @@ class InfoResponse(BaseModel):
     certified_confidence: float | None = Field(description="The statistical confidence in that.")
     cascades: list[CertifiedCascade]
     device: str
+    backend: BackendName
     dtype: str
     limits: Limits
     versions: dict[str, str]

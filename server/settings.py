@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from revmux_core.backends import BackendName, DtypeName
 from revmux_core.cascade import Cascade
 from revmux_core.errors import RevmuxError
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
@@ -55,8 +56,13 @@ class Settings(BaseSettings):
         "auto",
         description="Quality of requests that name none; auto is guaranteed for a calibrated bundle, fast for another.",
     )
+    backend: BackendName = Field("torch", description="What runs the layers: torch, or openvino on a CPU (an extra).")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
+    dtype: DtypeName = Field(
+        "auto",
+        description="Precision of the matrix products: float32, bfloat16 or int8 (openvino only); auto: float32 for "
+        "torch on a CPU, else bfloat16 where the hardware has it.",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads for the model; PyTorch decides by default.")
     max_batch_tokens: int | None = Field(
         None, ge=1, description="Padded tokens of a batch, at most; 1024 on a CPU and 16384 on a GPU by default."
@@ -98,6 +104,12 @@ class Settings(BaseSettings):
                 "max_items_per_request",
                 "must not be above --max-queue-items, or such a request could never be admitted",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_has_dtype(self) -> Self:
+        if self.dtype == "int8" and self.backend != "openvino":
+            raise SettingsError("dtype", "int8 needs --backend openvino")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
-from revmux_core.classifier import Adapters, demultiplex, multiplex
+from revmux_core.classifier import Adapters
+from revmux_core.composites import demultiplex, multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.points import OperatingPoint
 from revmux_core.training.cache import FrozenStates

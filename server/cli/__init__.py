@@ -7,8 +7,10 @@ import sys
 import typer
 
 from revmux_core.errors import RevmuxError
+from server.cli.bench import bench
 from server.cli.calibrate import calibrate
-from server.cli.measure import bench, card, evaluate, info
+from server.cli.export import export
+from server.cli.measure import card, evaluate, info
 from server.cli.research import experiment, hostile, plan
 from server.cli.serve import serve
 from server.cli.train import train
@@ -19,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, train, evaluate, calibrate, bench, card, info, plan, experiment, hostile):
+for command in (serve, train, evaluate, calibrate, bench, card, info, export, plan, experiment, hostile):
     app.command("eval" if command is evaluate else command.__name__)(command)
 
 

@@ -9,15 +9,18 @@ import typer
 
 from revmux_core.errors import RevmuxError
 from server.cli.common import (
+    BackendOption,
     BaseOption,
     DataOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     PairColumn,
     TextColumn,
-    pick_device,
+    load,
     print_report,
     read,
+    reference_labels,
 )
 
 
@@ -40,12 +43,13 @@ def calibrate(
     base: BaseOption = None,
     seed: Annotated[int, typer.Option(help="Fixes splits and partners.")] = 0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    backend: BackendOption = "torch",
     as_json: JsonOption = False,
 ) -> None:
     """Certify an agreement with the plain model on text without labels, which training must not have seen."""
     from tqdm import tqdm
 
-    from revmux_core.bundle import load_bundle
     from revmux_core.calibration import calibrate as run
     from revmux_core.calibration import validate as run_validation
     from revmux_core.card import write_card
@@ -54,8 +58,9 @@ def calibrate(
     for name, value in (("target", target), ("confidence", confidence)):
         if not 0 < value < 1:
             raise RevmuxError(f"--{name} must be between 0 and 1, as in 0.99")
-    loaded = load_bundle(bundle, base, pick_device(device))
+    loaded = load(bundle, base, device, dtype, backend)
     samples = loaded.tokenizer([(example.text, example.pair) for example in read(data, text_column, pair_column, None)])
+    reference = reference_labels(loaded, bundle, base, device, samples)
     layers = loaded.classifier.backbone.num_layers
     known = sorted({point.width for point in loaded.classifier.points if point.kind(layers) != "plain"})
     widths = sorted(set(width or known))
@@ -66,13 +71,12 @@ def calibrate(
             bar.update()
 
         if validate:
-            report = run_validation(loaded, samples, target, confidence, widths, validate, seed, progress)
+            report = run_validation(loaded, samples, target, confidence, widths, validate, seed, progress, reference)
             print_report(report.to_json(), as_json)
             return
-        found = run(loaded, samples, target, confidence, widths, data_name or data.name, seed, progress)
+        found = run(loaded, samples, target, confidence, widths, data_name or data.name, seed, progress, reference)
     learnt = {point.name: score.state_dict() for point, score in found.learnt.items()}
     manifest = record_calibration(bundle, found.calibration, learnt)
     if manifest.measured:
         write_card(bundle, manifest)
-    assert manifest.calibration is not None
-    print_report(manifest.calibration.model_dump(mode="json"), as_json)
+    print_report(found.calibration.model_dump(mode="json"), as_json)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revmux_core.backends import BackendName, DtypeName
 from revmux_core.errors import RevmuxError
+
+if TYPE_CHECKING:
+    from revmux_core.bundle import Bundle
+    from revmux_core.plan import Tokens
 
 BundleOption = Annotated[str, typer.Option("--bundle", help="A built-in bundle's name, or a bundle folder.")]
 BaseOption = Annotated[
@@ -19,6 +25,13 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label, as its name or index.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+BackendOption = Annotated[
+    BackendName, typer.Option("--backend", help="What runs the layers: torch, or openvino on a CPU (an extra).")
+]
+DtypeOption = Annotated[
+    DtypeName,
+    typer.Option("--dtype", help="Precision of the matrix products; auto is what serving takes."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -26,6 +39,25 @@ def read(path: Path, text: str | None, pair: str | None, label: str | None) -> l
     from revmux_core.data import read_examples
 
     return read_examples(path, text, pair, label)
+
+
+def load(bundle: str | Path, base: Path | None, device: str, dtype: DtypeName, backend: BackendName) -> Bundle:
+    from revmux_core.backends.select import choose_dtype
+    from revmux_core.bundle import load_bundle
+
+    place = pick_device(device)
+    return load_bundle(bundle, base, place, choose_dtype(dtype, backend, place), backend)
+
+
+def reference_labels(
+    loaded: Bundle, bundle: str | Path, base: Path | None, device: str, samples: Sequence[Tokens]
+) -> Any:
+    """Labels `[S]` of the model as it is: in PyTorch and float32, whatever `loaded` runs on and in."""
+    from revmux_core.evaluation import plain_labels
+
+    in_float32 = next(loaded.classifier.parameters()).dtype.itemsize == 4
+    as_it_is = loaded if in_float32 else load(bundle, base, device, "float32", "torch")
+    return plain_labels(as_it_is.classifier, samples, loaded.tokenizer.pad_id)
 
 
 def pick_device(name: str) -> Any:

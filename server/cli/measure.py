@@ -1,4 +1,4 @@
-"""`revmux eval`, `bench`, `card` and `info`: what a bundle is worth."""
+"""`revmux eval`, `card` and `info`: what a bundle is worth."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from tqdm import tqdm
 from revmux_core.cascade import Quality
 from revmux_core.errors import RevmuxError
 from server.cli.common import (
+    BackendOption,
     BaseOption,
     BundleOption,
     DataOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     LabelColumn,
     PairColumn,
     TextColumn,
-    pick_device,
+    load,
     print_report,
     read,
+    reference_labels,
 )
 
 
@@ -40,11 +43,12 @@ def evaluate(
     base: BaseOption = None,
     seed: Annotated[int, typer.Option(help="Fixes the reshuffles.")] = 0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    backend: BackendOption = "torch",
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy and agreement with the plain model, over reshuffles of partners. Labels are optional."""
     from revmux_core.benchmark import cascade_speedup
-    from revmux_core.bundle import load_bundle
     from revmux_core.data import label_ids
     from revmux_core.evaluation import evaluate as run
     from revmux_core.evaluation import evaluate_cascade
@@ -54,9 +58,10 @@ def evaluate(
     if point is not None and quality != "fast":
         raise RevmuxError("--point goes with the quality fast; name a --width, or leave both out")
     examples = read(data, text_column, pair_column, label_column)
-    loaded = load_bundle(bundle, base, pick_device(device))
+    loaded = load(bundle, base, device, dtype, backend)
     samples = loaded.tokenizer([(example.text, example.pair) for example in examples])
     labels = label_ids(examples, loaded.manifest.labels)
+    reference = reference_labels(loaded, bundle, base, device, samples)
     if quality == "guaranteed":
         cascade = loaded.cascade(width)
         with tqdm(total=draws, desc="cascade", unit="draw", disable=None) as bar:
@@ -69,6 +74,7 @@ def evaluate(
                 draws,
                 seed,
                 lambda: bar.update() and None,
+                reference,
             )
         speedup = cascade_speedup(loaded, samples, cascade)
         print_report({"quality": quality} | certified.to_json() | {"speedup": speedup}, as_json)
@@ -84,47 +90,9 @@ def evaluate(
             draws,
             seed,
             lambda: bar.update() and None,
+            reference,
         )
     print_report(result.to_json(), as_json)
-
-
-def bench(
-    bundle: BundleOption = "sst2-minilm",
-    width: Annotated[
-        list[int] | None, typer.Option(help="Mux widths; repeat the option. Default: all, and early exits.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Texts to time. Default: sentences that come along.")] = None,
-    text_column: TextColumn = None,
-    base: BaseOption = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; every round times every point once.", min=1)] = 5,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.", min=1)] = 4096,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Sequences a second of the engine alone, per width and early exit, beside the ideal."""
-    from revmux_core.benchmark import SAMPLE_TEXTS, measure_speed
-    from revmux_core.bundle import load_bundle
-    from revmux_core.card import machine
-
-    examples = read(data or SAMPLE_TEXTS, text_column, None, None)
-    loaded = load_bundle(bundle, base, pick_device(device))
-    samples = loaded.tokenizer([(example.text, None) for example in examples])
-    points = [loaded.point(number) for number in sorted({1, *width})] if width else loaded.classifier.points
-    with tqdm(total=rounds + 1, desc="bench", unit="round", disable=None) as bar:
-        speeds = measure_speed(loaded, samples, points, rounds, batch_tokens, lambda: bar.update() and None)
-    layers = loaded.classifier.backbone.num_layers
-    exits = {point.name for point in points if point.kind(layers) == "early exit"}
-    report = {
-        "bundle": loaded.manifest.name,
-        "machine": machine(),
-        "samples": len(samples),
-        "mean_tokens": sum(map(len, samples)) / len(samples),
-        "batch_tokens": batch_tokens,
-        # Early exits apart: whoever looks up width 1 in the list wants the plain path.
-        "widths": [speed.to_json() for speed in speeds if speed.point not in exits],
-        "early_exits": [speed.to_json() for speed in speeds if speed.point in exits],
-    }
-    print_report(report, as_json)
 
 
 def card(

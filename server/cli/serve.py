@@ -27,6 +27,7 @@ def serve(
     point: Annotated[str | None, _setting("point")] = None,
     min_agreement: Annotated[float | None, _setting("min_agreement")] = None,
     quality: Annotated[str | None, _setting("quality")] = None,
+    backend: Annotated[str | None, _setting("backend")] = None,
     device: Annotated[str | None, _setting("device")] = None,
     dtype: Annotated[str | None, _setting("dtype")] = None,
     threads: Annotated[int | None, _setting("threads")] = None,

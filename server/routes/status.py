@@ -56,6 +56,7 @@ async def info(request: Request) -> InfoResponse:
             for cascade in facts.cascades
         ],
         device=facts.device,
+        backend=settings.backend,
         dtype=facts.dtype,
         limits=Limits(
             max_tokens=facts.max_tokens,

@@ -1,9 +1,11 @@
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from loadtest.processes import tree
 from loadtest.servers import ServerError, running
 
 SERVER = """
@@ -29,6 +31,25 @@ def test_a_server_is_started_measured_and_stopped(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)
     assert server.peak_rss_bytes() is None
+
+
+LEAVES_A_CHILD = """
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs /proc")
+def test_what_a_server_leaves_behind_is_ended_with_it(tmp_path):
+    script = SERVER.replace("class Handler", LEAVES_A_CHILD + "class Handler")
+    with running([sys.executable, "-c", script], tmp_path / "log") as server:
+        parent, child = tree(server.pid)
+        assert parent.pid == server.pid
+    # Its new parent may take a moment to hear of its end.
+    deadline = time.monotonic() + 5
+    while child.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not child.is_alive()
 
 
 def test_a_server_that_dies_shows_its_log(tmp_path):

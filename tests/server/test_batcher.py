@@ -75,7 +75,7 @@ class ManualDevice:
                     states = torch.tensor([*ids[member], *[0] * (len(samples[member]) - 2)])
                     kept[member] = Prefilled(group.point.prefill, states)
         scores = [[float(i) for i in own] for own in ids]
-        future.set_result(Scores(scores, scores, confidences, 0.001, kept))
+        future.set_result(Scores(scores, scores, confidences, 0.001, kept, sum(map(len, samples))))
 
     def fail(self) -> set[int]:
         samples, future = self.batches.pop(0)
@@ -376,6 +376,25 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id)).logits
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
     assert [answer.point.width for answer in answers.items] == [max_width] * max_width
+    engine.close()
+
+
+async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) -> None:
+    plain, two, _ = tiny_bundle.classifier.points
+    samples = tiny_bundle.tokenizer([(" ".join(["film"] * n), None) for n in (1, 30, 2, 9, 31, 8, 3)])
+    plan = MuxPlan((Group(two, (0, 2, 3, 5)), Group(plain, (1, 4, 6))))
+    engine = Engine(tiny_bundle, (two, plain), torch.device("cpu"))
+    thresholds = [0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 0.0]
+    whole = await engine.run(samples, plan, thresholds)
+    engine._part_cost = 0.0
+    cut = await engine.run(samples, plan, thresholds)
+    real = sum(map(len, samples))
+    assert whole.padded_tokens == 7 * len(samples[4])
+    assert real <= cut.padded_tokens < 1.1 * real
+    torch.testing.assert_close(torch.tensor(cut.logits), torch.tensor(whole.logits))
+    assert set(cut.kept) == set(whole.kept) == {2, 5}
+    for number, states in whole.kept.items():
+        torch.testing.assert_close(cut.kept[number].states, states.states)
     engine.close()
 
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from conftest import running_server, wait_until
 
-from loadtest.servers import process_tree
+from loadtest.processes import tree
 from revmux_core.bundle import Bundle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="front ends need Linux")
@@ -39,7 +39,7 @@ class Running:
     client: httpx.Client
 
     def pids(self, module: str) -> list[int]:
-        return [pid for pid in process_tree(self.process.pid)[1:] if module in command_of(pid)]
+        return [pid for pid in descendants(self.process.pid) if module in command_of(pid)]
 
     @property
     def engine(self) -> int:
@@ -60,6 +60,10 @@ class Running:
         name = re.escape(name if name.startswith("process_") else f"revmux_{name}")
         found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+
+def descendants(pid: int) -> list[int]:
+    return [process.pid for process in tree(pid) if process.pid != pid]
 
 
 def command_of(pid: int) -> str:
@@ -273,7 +277,7 @@ def test_whoever_leaves_or_is_late_frees_its_place_in_the_engine(server: Running
 
 
 def test_sigterm_answers_what_was_admitted_then_all_end(server: Running) -> None:
-    pids = process_tree(server.process.pid)[1:]
+    pids = descendants(server.process.pid)
     body = {"input": ["good " * 60] * MANY}
     with ThreadPoolExecutor(2) as threads:
         admitted = [threads.submit(server.client.post, "/classify", json=body) for _ in range(2)]
@@ -298,7 +302,7 @@ def test_what_cannot_be_served_ends_the_server_with_its_message() -> None:
 
 def test_no_process_outlives_a_killed_supervisor(tiny_bundle_path: Path) -> None:
     with running(tiny_bundle_path) as server:
-        pids = process_tree(server.process.pid)[1:]
+        pids = descendants(server.process.pid)
         assert len(pids) == FRONT_ENDS + 1
         (folder,) = {command_of(pid).split()[-1] for pid in server.front_ends}
         server.process.kill()

@@ -34,7 +34,7 @@ def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pyte
         ({"default_timeout_ms": float("inf")}, "--default-timeout-ms (REVMUX_DEFAULT_TIMEOUT_MS)"),
         ({"point": "n1-l3", "width": 2}, "--point (REVMUX_POINT): names a point, so leave out --width"),
         ({"min_agreement": 95}, "--min-agreement (REVMUX_MIN_AGREEMENT)"),
-        ({"dtype": "int8"}, "--dtype (REVMUX_DTYPE)"),
+        ({"dtype": "int8"}, "--dtype (REVMUX_DTYPE): int8 needs --backend openvino"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_sentence(flags: dict[str, object], words: str) -> None:

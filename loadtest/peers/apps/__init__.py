@@ -1,0 +1,1 @@
+"""The peers' applications, as their documentation and examples write them. Each runs in its peer's environment."""

@@ -1,0 +1,57 @@
+"""A process and all that it has started, from /proc."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`started` is in the kernel's ticks since boot: it tells a process from a later one with the same number."""
+
+    pid: int
+    parent: int
+    started: int
+
+    def is_alive(self) -> bool:
+        now = _read(self.pid)
+        return now is not None and now.started == self.started
+
+
+def tree(pid: int) -> list[Process]:
+    """The process and its living descendants; empty where it is gone, or the system has no /proc."""
+    everyone = [process for entry in _PROC.glob("[0-9]*") if (process := _read(int(entry.name))) is not None]
+    found = [process for process in everyone if process.pid == pid]
+    for ancestor in found:
+        found += [process for process in everyone if process.parent == ancestor.pid]
+    return found
+
+
+def peak_rss_bytes(pid: int) -> int | None:
+    """The sum of the most memory that each process of the tree has held: memory that they share counts for each, and
+    their peaks may lie apart, so it is an upper bound of what the tree held. None where /proc does not tell."""
+    peaks = [peak for process in tree(pid) if (peak := _peak(process.pid)) is not None]
+    return sum(peaks) if peaks else None
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        # The name before the last bracket may hold anything.
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # A zombie has ended and holds nothing.
+    return None if fields[0] == "Z" else Process(pid, parent=int(fields[1]), started=int(fields[19]))
+
+
+def _peak(pid: int) -> int | None:
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(peak[1]) if peak else None

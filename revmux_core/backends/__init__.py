@@ -1,0 +1,8 @@
+"""What runs the layers: PyTorch as it is, which is the reference, or a compiled form of the same layers."""
+
+from typing import Literal
+
+BackendName = Literal["torch", "openvino"]
+
+DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
+"""Precision of the matrix products; auto is `select.default_dtype`."""

@@ -1,0 +1,31 @@
+"""The seam where a way of executing layers plugs in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from revmux_core.backends import BackendName
+from revmux_core.composites import Composites
+from revmux_core.multiplexing import Multiplexer
+
+
+class Executor(Protocol):
+    """Runs layers of a frozen backbone, or a point's own versions of them, and multiplexers."""
+
+    backend: BackendName
+
+    @property
+    def precision(self) -> str:
+        """That of the matrix products: float32, bfloat16 or int8."""
+        ...
+
+    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
+        ...
+
+    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+        """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one."""
+        ...

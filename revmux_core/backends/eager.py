@@ -1,0 +1,31 @@
+"""PyTorch as it is: the reference that every other backend is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from revmux_core.backbones import Backbone
+from revmux_core.backends import BackendName
+from revmux_core.composites import Composites, multiplex
+from revmux_core.multiplexing import Multiplexer
+
+
+class EagerExecutor:
+    """Calls the model's own modules, so that the plain path is the untouched model bit for bit."""
+
+    backend: BackendName = "torch"
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    @property
+    def precision(self) -> str:
+        return str(self._backbone.model.dtype).removeprefix("torch.")
+
+    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        return self._backbone.run(hidden, mask, layers)
+
+    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+        return multiplex(self._backbone, multiplexer, hidden, mask)

@@ -1,0 +1,223 @@
+"""Layers compiled by OpenVINO, for CPUs.
+
+Hidden states between pieces, embeddings, pooling and heads are float32, whatever the layers' matrix products are in.
+Measured in `docs/performance.md`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as opset
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import Tensor, nn
+
+from revmux_core.backbones import Backbone
+from revmux_core.backends import BackendName
+from revmux_core.classifier import MuxClassifier
+from revmux_core.composites import Composites, multiplex
+from revmux_core.errors import RevmuxError
+from revmux_core.multiplexing import Multiplexer
+from revmux_core.points import OperatingPoint
+
+TOLERANCE = 0.05
+"""Relative error of a compiled piece at which it is refused; bfloat16's is about 0.01, that of int8 0.02."""
+
+QUANTIZED_TOGETHER = 128
+"""Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class _Piece(nn.Module):
+    """Neighbouring layers as one module, for tracing."""
+
+    def __init__(self, backbone: Backbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return self._backbone.run(hidden, mask, list(self.layers))
+
+
+class _Multiplex(nn.Module):
+    """What makes composites of prefilled samples, for tracing."""
+
+    def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.multiplexer = multiplexer
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
+        return composites.hidden, composites.mask, composites.own
+
+
+class OpenVinoExecutor:
+    """Runs layers as compiled pieces, cut where any point of the classifier multiplexes, stops or skips layers.
+
+    Pieces are compiled when they are first run, for as many threads as PyTorch has. `dtype` is the precision of the
+    matrix products.
+    """
+
+    backend: BackendName = "openvino"
+
+    def __init__(self, classifier: MuxClassifier, dtype: torch.dtype) -> None:
+        backbone = classifier.backbone
+        self._backbone = backbone
+        self._cuts = _cuts(classifier.points, backbone.num_layers)
+        self._depths: dict[nn.Module, int] = {}
+        for depth, layer in enumerate(backbone.layers(0, backbone.num_layers)):
+            self._depths[layer] = depth
+        for point in classifier.points:
+            if point == classifier.plain:
+                continue
+            deltas = classifier.adapters_of(point).deltas
+            if deltas is not None:
+                self._depths.update(zip(deltas.layers, point.upper, strict=True))
+        self._programs: dict[tuple[nn.Module, ...] | Multiplexer, ov.InferRequest] = {}
+        self._dtype = dtype
+        self._core = ov.Core()
+        rest = torch.bfloat16 if dtype == torch.int8 and has_bfloat16() else dtype
+        self._options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if rest == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_TOGETHER if dtype == torch.int8 else 0,
+        }
+
+    @property
+    def precision(self) -> str:
+        return str(self._dtype).removeprefix("torch.")
+
+    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        mask = mask.contiguous()
+        for piece in self._pieces(layers):
+            if piece not in self._programs:
+                self._programs[piece] = self._compile(_Piece(self._backbone, piece))
+            hidden, output = hidden.contiguous(), torch.empty(hidden.shape)
+            request = self._programs[piece]
+            # All tensors are shared with PyTorch: no state is copied on its way in or out.
+            request.set_input_tensor(0, _shared(hidden))
+            request.set_input_tensor(1, _shared(mask))
+            request.set_output_tensor(0, _shared(output))
+            request.infer()
+            hidden = output
+        return hidden
+
+    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+        if multiplexer not in self._programs:
+            self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), multiplexer.width)
+        request = self._programs[multiplexer]
+        request.set_input_tensor(0, _shared(hidden.contiguous()))
+        request.set_input_tensor(1, _shared(mask.contiguous()))
+        request.infer()
+        # Copied: the next batch overwrites the program's own outputs, whose shapes only it knows beforehand.
+        composite, union, own = (torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(3))
+        return Composites(composite, union, own, mask)
+
+    def _pieces(self, layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:
+        piece: list[nn.Module] = []
+        for layer in layers:
+            if piece and self._depths[layer] in self._cuts:
+                yield tuple(piece)
+                piece = []
+            piece.append(layer)
+        yield tuple(piece)
+
+    def _compile(self, module: nn.Module, width: int = 1) -> ov.InferRequest:
+        """`module` of hidden states `[R, T, d]` and a mask `[R, T]`; R is a multiple of `width`.
+
+        Raises `RevmuxError` where the compiled form computes something else.
+        """
+        size = self._backbone.hidden_size
+        with torch.no_grad(), warnings.catch_warnings():
+            # Tracing remarks on Python conditions in the model's mask code; `_check` sees to what comes of them.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(module.eval(), _example(2 * width, 8, size), check_trace=False)
+        # Not `ov.convert_model`, which reports its use over the network.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        # Held here: the frontend does not keep it alive.
+        decoder = TorchScriptPythonDecoder(traced)
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape({0: ov.PartialShape([-1, -1, size]), 1: ov.PartialShape([-1, -1])})
+        if self._dtype == torch.int8 and isinstance(module, _Piece):
+            _quantize(model)
+        request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        _check(module, request, _example(3 * width, 11, size))
+        return request
+
+
+def _quantize(model: ov.Model) -> None:
+    """Has the linear maps of `model` multiply in int8.
+
+    Weights get 8 bits, a scale and a zero point for every output channel. `DYNAMIC_QUANTIZATION_GROUP_SIZE` has
+    OpenVINO quantize the inputs too, as they come, so no data is needed beforehand. What that costs in agreement is
+    measured when a bundle is calibrated.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
+            continue
+        constant = node.input(1).get_source_output().get_node()
+        if constant.get_type_name() != "Constant":
+            continue
+        weight = np.asarray(constant.data, dtype=np.float32)
+        # Zero must be exact, so the range holds it.
+        low = np.minimum(weight.min(axis=1, keepdims=True), 0)
+        scale = np.maximum(np.maximum(weight.max(axis=1, keepdims=True), 0) - low, 1e-12) / 255
+        zero = np.round(-low / scale)
+        codes = np.clip(np.round(weight / scale) + zero, 0, 255).astype(np.uint8)
+        centred = opset.subtract(
+            opset.convert(opset.constant(codes), np.float32),
+            opset.convert(opset.constant(zero.astype(np.uint8)), np.float32),
+        )
+        restored = opset.multiply(centred, opset.constant(scale.astype(np.float32)))
+        node.input(1).replace_source_output(restored.output(0))
+
+
+def _example(rows: int, length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Random hidden states and a mask, every other row of which is half as long."""
+    hidden = torch.randn(rows, length, size, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[1::2, length // 2 :] = 0
+    return hidden, mask
+
+
+def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, Tensor]) -> None:
+    """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
+    with torch.no_grad():
+        outputs = module(*example)
+    request.infer([_shared(tensor) for tensor in example])
+    # What an encoder computes at padded positions is arbitrary.
+    padded = example[1] == 0
+    for number, expected in enumerate((outputs,) if isinstance(outputs, Tensor) else outputs):
+        found = torch.from_numpy(request.get_output_tensor(number).data.copy())
+        if found.shape == expected.shape:
+            error = (found - expected).float()
+            if error.shape[:2] == padded.shape:
+                error[padded] = 0
+            if error.norm() <= TOLERANCE * expected.float().norm():
+                continue
+        raise RevmuxError("the backend openvino does not compute what PyTorch computes: use the backend torch")
+
+
+def _cuts(points: Collection[OperatingPoint], num_layers: int) -> frozenset[int]:
+    cuts = {point.prefill for point in points}
+    for point in points:
+        cuts.update(layer for layer in range(1, num_layers) if point.runs(layer) != point.runs(layer - 1))
+    return frozenset(cuts)
+
+
+def _shared(tensor: Tensor) -> ov.Tensor:
+    array: np.ndarray = tensor.detach().numpy()
+    return ov.Tensor(array, shared_memory=True)

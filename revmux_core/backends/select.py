@@ -1,0 +1,55 @@
+"""Which backend runs a classifier's layers, and in which precision."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from revmux_core.backends import BackendName, DtypeName
+from revmux_core.backends.eager import EagerExecutor
+from revmux_core.classifier import MuxClassifier
+from revmux_core.errors import RevmuxError
+
+
+def choose_dtype(name: DtypeName, backend: BackendName, device: torch.device) -> torch.dtype:
+    """The precision that `name` stands for; auto is the one that the hardware is built for.
+
+    That is bfloat16 on GPUs, and for OpenVINO on CPUs with instructions for it; elsewhere float32, so that PyTorch's
+    answers on a CPU are the untouched model's. Raises `RevmuxError` where the backend is not installed, or lacks this
+    precision.
+    """
+    if name == "int8" and backend != "openvino":
+        raise RevmuxError("int8 is a precision of the backend openvino only: name that, or use float32 or bfloat16")
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]
+    if backend == "openvino":
+        _require_openvino()
+        from revmux_core.backends.openvino import has_bfloat16
+
+        return torch.bfloat16 if has_bfloat16() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves `classifier` to `device` and has `backend` run its layers and multiplexers in `dtype`.
+
+    Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Raises
+    `RevmuxError` where the backend is not installed, or for a device that is not its own.
+    """
+    if backend == "torch":
+        classifier.to(device=device, dtype=dtype)
+        classifier.executor = EagerExecutor(classifier.backbone)
+        return
+    _require_openvino()
+    if device.type != "cpu":
+        raise RevmuxError(f"the backend openvino runs on the cpu, not on {device}: leave the device out, or use torch")
+    # Heavy, and an extra.
+    from revmux_core.backends.openvino import OpenVinoExecutor
+
+    classifier.executor = OpenVinoExecutor(classifier, dtype)
+
+
+def _require_openvino() -> None:
+    if find_spec("openvino") is None:
+        raise RevmuxError("the backend openvino is not installed: pip install 'revmux-server[openvino]'")

@@ -1,0 +1,51 @@
+"""From prefilled samples to composites, and from composites back to one state per sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from revmux_core.backbones import Backbone
+from revmux_core.multiplexing import Multiplexer
+
+
+@dataclass(slots=True)
+class Composites:
+    """What the upper layers run on, and what separating the answers needs.
+
+    `hidden` and `mask` are what `Multiplexer.multiplex` made; `own` `[B*N, k]` is each sample's own shortcut around
+    the composites and `own_mask` `[B*N, T]` its own mask.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    own: Tensor
+    own_mask: Tensor
+
+
+def multiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+    """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one.
+
+    Padded positions are zeroed first: what an encoder computes there is arbitrary and must not reach a partner.
+    """
+    # `shape` and `reshape`, because tracing for a compiled backend takes what `len` and `unflatten` say as constants.
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    pooled = backbone.pool(hidden, rows, mask)
+    hidden = hidden * mask.unsqueeze(-1).to(hidden.dtype)
+    own = multiplexer.shortcut(hidden, mask, pooled)
+    width = multiplexer.width
+    composite, union = multiplexer.multiplex(
+        hidden.reshape(-1, width, *hidden.shape[1:]), mask.reshape(-1, width, mask.shape[1])
+    )
+    return Composites(composite, union, own, mask)
+
+
+def demultiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites) -> Tensor:
+    """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`."""
+    samples = torch.arange(len(composites.own), device=hidden.device)
+    rows = samples if multiplexer.rows_apart else samples // multiplexer.width
+    text, appended = hidden.split([hidden.shape[1] - multiplexer.appended, multiplexer.appended], dim=1)
+    pooled = backbone.pool(text, rows, composites.own_mask)
+    return multiplexer.demultiplex(pooled, samples % multiplexer.width, composites.own, appended[rows])

@@ -1,0 +1,84 @@
+"""The compiled backend computes what PyTorch computes: every point, any shape, and the demo's labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revmux_core.backends.select import choose_dtype
+from revmux_core.benchmark import SAMPLE_TEXTS
+from revmux_core.bundle import Bundle, load_bundle
+from revmux_core.calibration import calibrate
+from revmux_core.errors import RevmuxError
+from revmux_core.manifest import read_manifest, record_calibration
+from revmux_core.offline import run_all
+from tests.tiny import random_samples
+
+
+@pytest.fixture(scope="module")
+def compiled(calibrated_path: Path) -> Bundle:
+    """In float32, so that what differs is not rounding."""
+    return load_bundle(calibrated_path, backend="openvino")
+
+
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(2, 40), rows=st.integers(1, 6), seed=st.integers(0, 99))
+def test_layers_are_pytorchs_whatever_the_shape(compiled: Bundle, length: int, rows: int, seed: int) -> None:
+    backbone, executor = compiled.classifier.backbone, compiled.classifier.executor
+    torch.manual_seed(seed)
+    hidden, mask = torch.randn(rows, length, backbone.hidden_size), torch.ones(rows, length, dtype=torch.int64)
+    mask[:, torch.randint(1, length, ()) :] = 0
+    layers = backbone.layers(0, backbone.num_layers)
+    held = mask.bool()
+    found, expected = executor.run(hidden, mask, layers), backbone.run(hidden, mask, layers)
+    torch.testing.assert_close(found[held], expected[held], atol=1e-3, rtol=1e-3)
+
+
+def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
+    reference = load_bundle(calibrated_path).classifier
+    samples = random_samples(compiled, 60)[1]
+    assert len(reference.points) == 4
+    for point in reference.points:
+        found, _ = run_all(compiled.classifier, samples, point, compiled.tokenizer.pad_id, 200)
+        expected, _ = run_all(reference, samples, point, compiled.tokenizer.pad_id, 200)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])
+def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dtype, most: int) -> None:
+    texts = SAMPLE_TEXTS.read_text().splitlines()[:64]
+    expected = load_bundle("sst2-minilm").classify(texts, point=1)
+    bundle = load_bundle("sst2-minilm", dtype=dtype, backend="openvino")
+    found = bundle.classify(texts, point=1)
+    assert f"torch.{bundle.classifier.executor.precision}" == str(dtype)
+    assert sum(a.label != b.label for a, b in zip(found, expected, strict=True)) <= most
+    # Really computed in less: float32 would differ by rounding only.
+    assert max(abs(a.probs[0] - b.probs[0]) for a, b in zip(found, expected, strict=True)) > 1e-4
+
+
+def test_a_calibration_counts_for_its_own_backend_only(compiled: Bundle, uncalibrated_path: Path) -> None:
+    assert compiled.manifest.calibration is None
+    bundle = load_bundle(uncalibrated_path, backend="openvino")
+    found = calibrate(bundle, random_samples(bundle, 400)[1], 0.8, 0.9, [1], "words")
+    record_calibration(uncalibrated_path, found.calibration, {p.name: s.state_dict() for p, s in found.learnt.items()})
+    own = load_bundle(uncalibrated_path, backend="openvino").manifest.calibration
+    assert own == found.calibration
+    assert own.backend == "openvino"
+    assert load_bundle(uncalibrated_path).manifest.calibration is None
+    # And a second one beside it leaves the first alone.
+    record_calibration(uncalibrated_path, found.calibration.model_copy(update={"backend": "torch"}), {})
+    assert len(read_manifest(uncalibrated_path).calibrations) == 2
+
+
+def test_int8_is_not_pytorchs() -> None:
+    with pytest.raises(RevmuxError, match="of the backend openvino only"):
+        choose_dtype("int8", "torch", torch.device("cpu"))
+
+
+def test_it_runs_on_the_cpu_only(tiny_bundle_path: Path) -> None:
+    with pytest.raises(RevmuxError, match="runs on the cpu, not on meta"):
+        load_bundle(tiny_bundle_path, device="meta", backend="openvino")
