@@ -12,11 +12,12 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from revmux_core.base_model import sha256
-from revmux_core.bundle import Bundle, save_bundle
+from revmux_core.bundle import Bundle
 from revmux_core.classifier import Adapters
 from revmux_core.manifest import BaseEntry
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.saving import save_bundle
 
 LABELS = ["negative", "neutral", "positive"]
 WORDS = [f"word{i}" for i in range(180)] + ["a", "an", "the", "good", "bad", "film", "is", "not", "very", "."]

@@ -16,13 +16,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from revmux_core.backbones import view
 from revmux_core.base_model import BaseModel, find_base, sha256
-from revmux_core.bundle import load_model, save_bundle, save_task
+from revmux_core.bundle import load_model
 from revmux_core.classifier import make_adapters
 from revmux_core.data import Example, label_ids
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import BaseEntry
 from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer, method_at
 from revmux_core.points import OperatingPoint
+from revmux_core.saving import save_bundle, save_task
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
 from revmux_core.training.cache import compute_states

@@ -1,0 +1,93 @@
+"""Writes what training made as a bundle, see `revmux_core.bundle` for what is in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from revmux_core.base_model import sha256
+from revmux_core.bundle import DELTAS
+from revmux_core.classifier import Adapters
+from revmux_core.manifest import TOKENIZER_FILES, BaseEntry, Manifest, PointEntry, write_manifest
+from revmux_core.multiplexing import method_of
+from revmux_core.points import OperatingPoint
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    name: str,
+    base: BaseEntry,
+    labels: list[str],
+    max_tokens: int,
+    source: Path,
+    task: PeftModel | None,
+    adapters: Mapping[OperatingPoint, Adapters],
+    num_layers: int,
+    training: dict[str, Any],
+) -> Manifest:
+    """Writes a bundle. `source` is the base model's folder, `task` its LoRA model where the task was tuned here.
+
+    Adapters are stored in float16: half the size, and far below the noise that partners add. What the bundle measured
+    is added later, by `record_measurements`, on the weights as they are stored.
+    """
+    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.from_pretrained(source)
+    config.save_pretrained(folder / "backbone")
+    for file in TOKENIZER_FILES:
+        (folder / "backbone" / file).write_bytes((source / file).read_bytes())
+    files = ["backbone/config.json", *(f"backbone/{file}" for file in TOKENIZER_FILES)]
+    if task is not None:
+        save_task(task, folder / "task", base.model_id)
+        files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
+    entries = []
+    for point, adapter in sorted(adapters.items()):
+        file = f"adapters/{point.name}.safetensors"
+        tensors, rank = adapter.multiplexer.state_dict(), 0
+        if adapter.deltas is not None:
+            rank = adapter.deltas.rank
+            tensors |= {DELTAS + name: tensor for name, tensor in adapter.deltas.updates().items()}
+        half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+        save_file(half, folder / file)
+        entries.append(
+            PointEntry(
+                width=point.width,
+                prefill=point.prefill,
+                upper=point.upper,
+                method=method_of(adapter.multiplexer),
+                delta_rank=rank,
+                file=file,
+            )
+        )
+        files.append(file)
+    for file in files:
+        # Some writers make files that their owner alone can read, and a server often runs as another user.
+        (folder / file).chmod(0o644)
+    manifest = Manifest(
+        name=name,
+        base=base,
+        labels=labels,
+        max_tokens=max_tokens,
+        num_layers=num_layers,
+        tuned=task is not None,
+        adapters=entries,
+        training=training,
+        files={file: sha256(folder / file) for file in files},
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def save_task(task: PeftModel, folder: Path, model_id: str) -> None:
+    """Writes the task's LoRA updates and head, in float16 as the adapters."""
+    # PEFT would record the local path that the base was loaded from.
+    task.peft_config["default"].base_model_name_or_path = model_id
+    half = {name: value.half() if value.is_floating_point() else value for name, value in task.state_dict().items()}
+    task.save_pretrained(str(folder), state_dict=half, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
