@@ -16,7 +16,7 @@ from loadtest.client import MAX_CONNECTIONS, Client
 from loadtest.machine import describe_machine
 from loadtest.scenarios import CapacityError, Plan, Result, compare
 from loadtest.servers import ServerError, running
-from loadtest.workload import DataError, Sample, name_labels, read_samples
+from loadtest.workload import DataError, Sample, joined, name_labels, read_samples
 
 
 def main(
@@ -28,6 +28,9 @@ def main(
     label_column: Annotated[
         str | None, typer.Option(help="Label names or indices. Default: label or category, if there is one.")
     ] = None,
+    join: Annotated[
+        int, typer.Option(min=0, help="Send texts of mixed lengths, up to so many words, joined from the sentences.")
+    ] = 0,
     width: Annotated[str, typer.Option(help="`--width` of the fast server: auto, max, 2 or 4.")] = "max",
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Runs of each scenario on each server.")] = 3,
@@ -62,6 +65,8 @@ def main(
         serve += ["--base", str(base)]
     try:
         samples = read_samples(data, text_column, label_column)
+        if join:
+            samples = joined(samples, join)
         _say("starting both servers")
         with (
             running([*serve, "--width", "1"], out / "plain.log") as plain,
@@ -71,7 +76,9 @@ def main(
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 result = runner.run(_drive(plain.port, fast.port, samples, labels, plan))
             facts = [
-                report.ServerFacts(width, server.start_seconds, server.peak_rss_bytes(), server.info)
+                report.ServerFacts(
+                    width, server.start_seconds, server.peak_rss_bytes(), server.info, server.padding_ratio()
+                )
                 for width, server in (("1", plain), (width, fast))
             ]
     except DataError as error:

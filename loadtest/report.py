@@ -22,12 +22,14 @@ from loadtest.scenarios import Comparison, Plan, Result
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What one server cost: seconds until ready, and the most memory it held in bytes (None where unknown)."""
+    """What one server cost: seconds until ready, the most memory it held in bytes (None where unknown), and the share
+    of padding in what it computed."""
 
     width: str
     start_seconds: float
     peak_rss_bytes: int | None
     info: dict[str, Any]
+    padding_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,16 @@ def to_markdown(report: Report) -> str:
         table(("load", "server", "requests/s", "due", *_COLUMNS), opened),
         "## Servers",
         table(
-            ("server", "`--width`", "operating points", "ready after", "peak memory"),
+            ("server", "`--width`", "operating points", "padding", "ready after", "peak memory"),
             [
-                (side, facts.width, _points(facts.info), f"{facts.start_seconds:.1f} s", size(facts.peak_rss_bytes))
+                (
+                    side,
+                    facts.width,
+                    _points(facts.info),
+                    share(facts.padding_ratio),
+                    f"{facts.start_seconds:.1f} s",
+                    size(facts.peak_rss_bytes),
+                )
                 for side, facts in (("plain", report.plain), ("fast", report.fast))
             ],
         ),

@@ -40,6 +40,17 @@ class Server:
         """The most memory it has held so far, see `processes`; None where the system has no /proc to tell."""
         return peak_rss_bytes(self.pid)
 
+    def padding_ratio(self) -> float | None:
+        """Share of padding in what one of our own servers has computed so far; None before the first batch."""
+        counted = {"revmux_batch_tokens_sum": 0.0, "revmux_padded_tokens_total": 0.0}
+        with urllib.request.urlopen(f"http://{HOST}:{self.port}/metrics", timeout=5) as response:
+            for line in response.read().decode().splitlines():
+                name, _, value = line.partition(" ")
+                if name in counted:
+                    counted[name] = float(value)
+        tokens, padded = counted.values()
+        return 1 - tokens / padded if padded else None
+
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[Server]:

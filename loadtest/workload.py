@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,23 @@ def read_samples(path: Path, text_column: str | None = None, label_column: str |
     if not samples:
         raise DataError(f"{path} holds no sentences")
     return samples if len(samples) <= MAX_SAMPLES else random.Random(0).sample(samples, MAX_SAMPLES)
+
+
+def joined(samples: Sequence[Sample], words: int, seed: int = 0) -> list[Sample]:
+    """As many texts, of some 8 to `words` words, joined from random ones of `samples`; they have no labels.
+
+    Lengths are spread evenly over their logarithm: most texts are short and most words are in long ones, as in mail
+    and comments.
+    """
+    draw = random.Random(seed)
+    texts = []
+    for _ in samples:
+        target = math.exp(draw.uniform(math.log(8), math.log(max(words, 8))))
+        parts: list[str] = []
+        while len(parts) < target:
+            parts += draw.choice(samples).text.split()
+        texts.append(Sample(" ".join(parts[: round(target)])))
+    return texts
 
 
 def name_labels(samples: Sequence[Sample], labels: Sequence[str]) -> list[str | None]:

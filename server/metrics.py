@@ -72,6 +72,9 @@ class Metrics:
         self.batch_tokens = Histogram(
             "revmux_batch_tokens", "Tokens of a batch without padding.", buckets=_POWERS, registry=registry
         )
+        self.padded_tokens = Counter(
+            "revmux_padded_tokens", "Positions that were computed, padding among them.", registry=registry
+        )
         self.batch_padding = Histogram(
             "revmux_batch_padding_ratio",
             "Share of a batch's positions that are padding.",
@@ -159,6 +162,7 @@ class Metrics:
         self.inference_duration.observe(seconds)
         self.batch_size.observe(plan.samples)
         self.batch_tokens.observe(tokens)
+        self.padded_tokens.inc(padded_tokens)
         self.batch_padding.observe(1 - tokens / padded_tokens)
         self.batch_composites.observe(plan.composites)
 

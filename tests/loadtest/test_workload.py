@@ -6,6 +6,7 @@ from loadtest.workload import (
     MAX_SAMPLES,
     DataError,
     Sample,
+    joined,
     name_labels,
     poisson_arrivals,
     read_samples,
@@ -68,3 +69,16 @@ def test_orders_and_arrivals_follow_their_seed():
     assert arrivals[0] > 0
     assert arrivals[-1] < 50
     assert len(arrivals) == pytest.approx(5000, rel=0.05)
+
+
+def test_joined_texts_are_of_mixed_lengths_and_of_the_sentences_words():
+    sentences = [Sample("a gripping film", "1"), Sample("two hours of it", "0")] * 100
+    texts = joined(sentences, 300)
+    lengths = [len(sample.text.split()) for sample in texts]
+    assert len(texts) == 200
+    assert (min(lengths) >= 8, max(lengths) <= 300) == (True, True)
+    # Half of the texts are under the geometric middle of 8 and 300.
+    assert 80 < sum(length < 49 for length in lengths) < 120
+    words = {word for sample in texts for word in sample.text.split()}
+    assert words == {"a", "gripping", "film", "two", "hours", "of", "it"}
+    assert texts == joined(sentences, 300)
