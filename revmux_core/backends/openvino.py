@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
+import torch.nn.functional as F
 from openvino import opset13 as opset
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -36,6 +37,11 @@ QUANTIZED_TOGETHER = 128
 def has_bfloat16() -> bool:
     """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+ROW_STEP, LENGTH_STEP = 2, 4
+"""Batches are padded to multiples of these. OpenVINO makes kernels for every new shape, which took 8 ms of a batch of
+50 ms; with fewer shapes they are found again (`docs/performance.md`)."""
 
 
 class _Piece(nn.Module):
@@ -101,6 +107,13 @@ class OpenVinoExecutor:
         return str(self._dtype).removeprefix("torch.")
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        rows, length = mask.shape
+        more_rows, more_length = -rows % ROW_STEP, -length % LENGTH_STEP
+        if more_rows or more_length:
+            hidden = F.pad(hidden, (0, 0, 0, more_length, 0, more_rows))
+            mask = F.pad(mask, (0, more_length, 0, more_rows))
+            # A row without any text would have nothing to attend to.
+            mask[rows:, 0] = 1
         mask = mask.contiguous()
         for piece in self._pieces(layers):
             if piece not in self._programs:
@@ -113,14 +126,16 @@ class OpenVinoExecutor:
             request.set_output_tensor(0, _shared(output))
             request.infer()
             hidden = output
-        return hidden
+        return hidden[:rows, :length]
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
         if multiplexer not in self._programs:
             self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), multiplexer.width)
         request = self._programs[multiplexer]
-        request.set_input_tensor(0, _shared(hidden.contiguous()))
-        request.set_input_tensor(1, _shared(mask.contiguous()))
+        # Held until they were read: sharing does not keep them alive.
+        hidden, mask = hidden.contiguous(), mask.contiguous()
+        request.set_input_tensor(0, _shared(hidden))
+        request.set_input_tensor(1, _shared(mask))
         request.infer()
         # Copied: the next batch overwrites the program's own outputs, whose shapes only it knows beforehand.
         composite, union, own = (torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(3))
