@@ -61,6 +61,7 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     layers = classifier.backbone.num_layers
     chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
     menu = Menu(served_points(chosen, layers), served_cascades(settings.choose_cascades(bundle.cascades())))
+    classifier.executor.limit(menu.points)
     quality = _default_quality(settings, menu, manifest.name)
     if len(menu.points) == 1 and len(classifier.points) > 1 and isinstance(settings.width, str) and not settings.point:
         logger.warning(

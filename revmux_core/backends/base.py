@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from revmux_core.backends import BackendName
 from revmux_core.composites import Composites
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.points import OperatingPoint
 
 
 class Executor(Protocol):
@@ -20,6 +21,10 @@ class Executor(Protocol):
     @property
     def precision(self) -> str:
         """That of the matrix products: float32, bfloat16 or int8."""
+        ...
+
+    def limit(self, points: Collection[OperatingPoint]) -> None:
+        """From now on only `points` are run, so layers need no seams where other points multiplex, stop or are left."""
         ...
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from revmux_core.backbones import Backbone
 from revmux_core.backends import BackendName
 from revmux_core.composites import Composites, multiplex
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.points import OperatingPoint
 
 
 class EagerExecutor:
@@ -23,6 +24,9 @@ class EagerExecutor:
     @property
     def precision(self) -> str:
         return str(self._backbone.model.dtype).removeprefix("torch.")
+
+    def limit(self, points: Collection[OperatingPoint]) -> None:
+        pass
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         return self._backbone.run(hidden, mask, layers)

@@ -106,6 +106,10 @@ class OpenVinoExecutor:
     def precision(self) -> str:
         return str(self._dtype).removeprefix("torch.")
 
+    def limit(self, points: Collection[OperatingPoint]) -> None:
+        self._cuts = _cuts(points, self._backbone.num_layers)
+        self._programs.clear()
+
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         rows, length = mask.shape
         more_rows, more_length = -rows % ROW_STEP, -length % LENGTH_STEP

@@ -46,6 +46,12 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
         found, _ = run_all(compiled.classifier, samples, point, compiled.tokenizer.pad_id, 200)
         expected, _ = run_all(reference, samples, point, compiled.tokenizer.pad_id, 200)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    # And in one piece, for a server that has no other point.
+    compiled.classifier.executor.limit([reference.plain])
+    found, _ = run_all(compiled.classifier, samples, reference.plain, compiled.tokenizer.pad_id, 200)
+    expected, _ = run_all(reference, samples, reference.plain, compiled.tokenizer.pad_id, 200)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    compiled.classifier.executor.limit(reference.points)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])
