@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,18 +67,21 @@ def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dt
     assert max(abs(a.probs[0] - b.probs[0]) for a, b in zip(found, expected, strict=True)) > 1e-4
 
 
-def test_a_calibration_counts_for_its_own_backend_only(compiled: Bundle, uncalibrated_path: Path) -> None:
+def test_a_calibration_counts_for_its_own_backend_only(
+    compiled: Bundle, uncalibrated_path: Path, tmp_path: Path
+) -> None:
     assert compiled.manifest.calibration is None
-    bundle = load_bundle(uncalibrated_path, backend="openvino")
+    path = shutil.copytree(uncalibrated_path, tmp_path / "bundle")
+    bundle = load_bundle(path, backend="openvino")
     found = calibrate(bundle, random_samples(bundle, 400)[1], 0.8, 0.9, [1], "words")
-    record_calibration(uncalibrated_path, found.calibration, {p.name: s.state_dict() for p, s in found.learnt.items()})
-    own = load_bundle(uncalibrated_path, backend="openvino").manifest.calibration
+    record_calibration(path, found.calibration, {p.name: s.state_dict() for p, s in found.learnt.items()})
+    own = load_bundle(path, backend="openvino").manifest.calibration
     assert own == found.calibration
     assert own.backend == "openvino"
-    assert load_bundle(uncalibrated_path).manifest.calibration is None
+    assert load_bundle(path).manifest.calibration is None
     # And a second one beside it leaves the first alone.
-    record_calibration(uncalibrated_path, found.calibration.model_copy(update={"backend": "torch"}), {})
-    assert len(read_manifest(uncalibrated_path).calibrations) == 2
+    record_calibration(path, found.calibration.model_copy(update={"backend": "torch"}), {})
+    assert len(read_manifest(path).calibrations) == 2
 
 
 def test_int8_is_not_pytorchs() -> None:
