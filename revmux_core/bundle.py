@@ -191,8 +191,7 @@ def load_bundle(
             for name, file in manifest.calibration.files.items():
                 score = LearntConfidence(backbone.hidden_size)
                 score.load_state_dict(load_file(folder / file))
-                parameter = next(classifier.parameters())
-                score.to(device=parameter.device, dtype=parameter.dtype)
+                score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error

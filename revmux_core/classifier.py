@@ -210,7 +210,5 @@ def _spans(groups: list[Group], num_layers: int) -> list[tuple[int, int]]:
     """The longest layer ranges within which no group multiplexes, and none starts or stops running layers."""
     edges = {0, num_layers}
     for group in groups:
-        point = group.point
-        edges.update({group.start, point.prefill} - {num_layers})
-        edges.update(layer for layer in range(1, num_layers) if point.runs(layer) != point.runs(layer - 1))
+        edges |= {group.start} | group.point.seams(num_layers)
     return list(pairwise(sorted(edges)))

@@ -82,6 +82,11 @@ class OperatingPoint:
         """Whether samples of this point pass through `layer`, alone or in a composite."""
         return layer < self.prefill or layer in self.upper
 
+    def seams(self, num_layers: int) -> set[int]:
+        """The layers before which its samples multiplex, or begin or stop to run; where its prefill ends among them."""
+        changes = {layer for layer in range(1, num_layers) if self.runs(layer) != self.runs(layer - 1)}
+        return changes | {self.prefill}
+
     def ideal_cost(self, num_layers: int) -> float:
         """Layer compute per sample as a share of plain inference: `(l + |upper| / N) / L` (arXiv 2410.04519)."""
         return (self.prefill + len(self.upper) / self.width) / num_layers

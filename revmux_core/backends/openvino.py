@@ -34,14 +34,14 @@ QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 ROW_STEP, LENGTH_STEP = 2, 4
 """Batches are padded to multiples of these. OpenVINO makes kernels for every new shape, which took 8 ms of a batch of
 50 ms; with fewer shapes they are found again (`docs/performance.md`)."""
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class _Piece(nn.Module):
@@ -81,7 +81,6 @@ class OpenVinoExecutor:
     def __init__(self, classifier: MuxClassifier, dtype: torch.dtype) -> None:
         backbone = classifier.backbone
         self._backbone = backbone
-        self._cuts = _cuts(classifier.points, backbone.num_layers)
         self._depths: dict[nn.Module, int] = {}
         for depth, layer in enumerate(backbone.layers(0, backbone.num_layers)):
             self._depths[layer] = depth
@@ -92,6 +91,7 @@ class OpenVinoExecutor:
             if deltas is not None:
                 self._depths.update(zip(deltas.layers, point.upper, strict=True))
         self._programs: dict[tuple[nn.Module, ...] | Multiplexer, ov.InferRequest] = {}
+        self.limit(classifier.points)
         self._dtype = dtype
         self._core = ov.Core()
         rest = torch.bfloat16 if dtype == torch.int8 and has_bfloat16() else dtype
@@ -107,7 +107,7 @@ class OpenVinoExecutor:
         return str(self._dtype).removeprefix("torch.")
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
-        self._cuts = _cuts(points, self._backbone.num_layers)
+        self._seams = {seam for point in points for seam in point.seams(self._backbone.num_layers)}
         self._programs.clear()
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
@@ -148,7 +148,7 @@ class OpenVinoExecutor:
     def _pieces(self, layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:
         piece: list[nn.Module] = []
         for layer in layers:
-            if piece and self._depths[layer] in self._cuts:
+            if piece and self._depths[layer] in self._seams:
                 yield tuple(piece)
                 piece = []
             piece.append(layer)
@@ -228,13 +228,6 @@ def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, T
             if error.norm() <= TOLERANCE * expected.float().norm():
                 continue
         raise RevmuxError("the backend openvino does not compute what PyTorch computes: use the backend torch")
-
-
-def _cuts(points: Collection[OperatingPoint], num_layers: int) -> frozenset[int]:
-    cuts = {point.prefill for point in points}
-    for point in points:
-        cuts.update(layer for layer in range(1, num_layers) if point.runs(layer) != point.runs(layer - 1))
-    return frozenset(cuts)
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:
