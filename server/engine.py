@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
@@ -124,8 +123,3 @@ def resolve_device(settings: Settings) -> torch.device:
         reason = str(error).strip().partition("\n")[0]
         raise SettingsError("device", f"{settings.device} cannot be used here: {reason}") from error
     return device
-
-
-def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """The precision to serve in. Raises `RevmuxError` where the backend is not installed."""
-    return choose_dtype(settings.dtype, settings.backend, device)

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from revmux_core.bundle import load_bundle
 from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
 from server import __version__
@@ -21,12 +20,10 @@ from server.answers import Answers, Terms
 from server.batcher import Batcher, Pending
 from server.channel import Channel
 from server.child import END, SupervisorLine
-from server.engine import resolve_device, resolve_dtype
 from server.errors import QueueFull
-from server.loading import Loaded, load_model
+from server.loading import bundle_reader, load_model
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
-from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +94,13 @@ class FrontEnd(Channel[ToEngine]):
             self.send(Failed(number))
 
 
-def load(settings: Settings, metrics: Metrics) -> Loaded:
-    """The model that `settings` name, warm. Raises `RevmuxError` where it cannot be served."""
-    device = resolve_device(settings)
-    dtype = resolve_dtype(settings, device)
-    read = partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend)
-    return load_model(settings, read, metrics)
-
-
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:
     """Loads the model and answers front ends until the supervisor says that none is left; the exit status."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     line.listen({END: lambda: loop.call_soon_threadsafe(stopping.set)})
     try:
-        loaded = await asyncio.to_thread(load, line.settings, Metrics(__version__, folder))
+        metrics = Metrics(__version__, folder)
+        loaded = await asyncio.to_thread(lambda: load_model(line.settings, bundle_reader(line.settings), metrics))
     except Exception as error:
         if not isinstance(error, RevmuxError):
             logger.exception("loading failed")

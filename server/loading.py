@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from revmux_core.bundle import Bundle
+from revmux_core.backends.select import choose_dtype
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.cascade import Quality
 from revmux_core.manifest import CascadeEntry
 from revmux_core.points import OperatingPoint
@@ -17,7 +19,7 @@ from revmux_core.tokenization import TextTokenizer
 from server.adaptive import AdaptiveMenu, CostModel, ladder
 from server.admission import QueueLimits
 from server.batcher import Batcher
-from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine
+from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine, resolve_device
 from server.facts import Facts, ServedCascade, ServedPoint
 from server.guard import Audit, Guards
 from server.metrics import Metrics
@@ -46,6 +48,16 @@ class Loaded:
         """Ends the device thread, after the batches that run."""
         await self.batcher.close()
         self.engine.close()
+
+
+def bundle_reader(settings: Settings) -> Callable[[], Bundle]:
+    """What reads the bundle that `settings` name, for the device and in the precision that they name.
+
+    Raises `RevmuxError` for a device, a backend or a precision that is not to be had here.
+    """
+    device = resolve_device(settings)
+    dtype = choose_dtype(settings.dtype, settings.backend, device)
+    return partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend)
 
 
 def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics) -> Loaded:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
-from revmux_core.bundle import load_bundle
 from server import __version__
-from server.engine import resolve_device, resolve_dtype
 from server.inprocess import InProcess
+from server.loading import bundle_reader
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
@@ -23,10 +21,7 @@ def serve(settings: Settings) -> None:
     Raises `RevmuxError` for a setting or a bundle that cannot be served.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    device = resolve_device(settings)
-    dtype = resolve_dtype(settings, device)
-    backend = InProcess(settings, partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend))
-    service = Service(settings, backend, Metrics(__version__))
+    service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
     listener = listen(settings)
     url = url_of(listener)
     DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run([listener])

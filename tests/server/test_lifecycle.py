@@ -26,10 +26,11 @@ from server.web import DrainingServer
 
 SERVE_SLOWLY = """
 import sys, time
+import server.loading
 import server.run
 from server.settings import read_settings
 
-load = server.run.load_bundle
+load = server.loading.load_bundle
 
 def load_slow(*arguments):
     bundle = load(*arguments)
@@ -37,7 +38,7 @@ def load_slow(*arguments):
     bundle.classifier.register_forward_pre_hook(lambda module, inputs: time.sleep(len(inputs[0].ids) == 1))
     return bundle
 
-server.run.load_bundle = load_slow
+server.loading.load_bundle = load_slow
 server.run.serve(read_settings(bundle=sys.argv[1], port=0))
 """
 
