@@ -58,7 +58,13 @@ class Scores:
 
 
 class BatchEngine(Protocol):
-    """The device, as the batcher sees it: runs batches one after the other, in the order in which they are given."""
+    """The device, as the batcher sees it: runs batches one after the other, in the order in which they are given.
+
+    Where it `packs`, unlike lengths in a batch cost next to nothing.
+    """
+
+    @property
+    def packs(self) -> bool: ...
 
     def run(
         self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
@@ -247,13 +253,13 @@ class Batcher:
         menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
         if self._guards.suspended:
             menu = replace(menu, suspended=self._guards.suspended)
-        planned = plan_batch(self._queue.head(WINDOW), self._budget, menu)
+        planned = plan_batch(self._queue.head(WINDOW), self._budget, menu, self._engine.packs)
         return self._queue.take(planned.members), planned.plan
 
     def _next_audits(self) -> tuple[list[_Entry], MuxPlan]:
         # One alone, so that whoever arrives meanwhile waits no longer than that.
         due = self._audits.head(WINDOW if len(self._audits) >= AUDITS_HELD else 1)
-        planned = plan_batch(due, self._budget, self._menu)
+        planned = plan_batch(due, self._budget, self._menu, self._engine.packs)
         return self._audits.take(planned.members), planned.plan
 
     def _device_wants_more(self) -> bool:

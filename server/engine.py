@@ -39,6 +39,11 @@ class Engine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
         self._part_cost = math.inf
 
+    @property
+    def packs(self) -> bool:
+        """Whether unlike lengths in a batch cost next to nothing, see `Executor`."""
+        return self._bundle.classifier.executor.packs
+
     def run(
         self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
     ) -> asyncio.Future[Scores]:
@@ -52,7 +57,7 @@ class Engine:
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
         """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
 
-        From then on batches are run in parts of similar length wherever that costs less than their padding.
+        From then on batches are run in parts of similar length wherever that costs less than their padding would.
         """
         sample = self._bundle.tokenizer([("warm", None)])[0]
         layers = self._bundle.classifier.backbone.num_layers
@@ -69,7 +74,8 @@ class Engine:
                     for _ in range(2):
                         scores = self._thread.submit(self._infer, batch, [0.0] * rows).result()
                     timings.append(Timing(point, rows, length, scores.seconds))
-        self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
+        if not self.packs:
+            self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
         return timings
 
     def close(self) -> None:
@@ -102,7 +108,7 @@ class Engine:
         seconds = time.perf_counter() - begun
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model answered with NaN or infinity")
-        padded = sum(batch.mask.numel() for _, batch in parts)
+        padded = sum(self._bundle.classifier.executor.positions(batch.lengths) for _, batch in parts)
         return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept, padded)
 
 

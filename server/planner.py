@@ -19,6 +19,10 @@ share that is cheaper than what a further batch costs before its first token.
 """
 
 
+ROUNDING = 1 + 1e-9
+"""Shares of a batch are fractions; their last digits must not cost it a sample."""
+
+
 PLAIN_ONLY = 0
 """The highest mux width of a sample that not even an early exit may answer."""
 
@@ -105,6 +109,21 @@ class Menu:
         return next((cascade for cascade in self.cascades if cascade.points[0] == point), None)
 
 
+class _Shares:
+    """`Menu.share`, worked out once for all samples of a line that ask for the same, as most do."""
+
+    def __init__(self, menu: Menu) -> None:
+        self._menu = menu
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def of(self, sample: Sample) -> float:
+        asked = sample.max_width, sample.guaranteed, sample.audited, sample.start, sample.resumes_at
+        share = self._known.get(asked)
+        if share is None:
+            share = self._known[asked] = self._menu.share(sample)
+        return share
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedBatch:
     """`members` are positions in the waiting line, in the order in which `plan` numbers them: 0, 1, ..."""
@@ -138,14 +157,16 @@ def served_cascades(cascades: Iterable[tuple[Cascade, float]]) -> tuple[Cascade,
     return tuple(served)
 
 
-def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu) -> PlannedBatch:
+def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu, packs: bool = False) -> PlannedBatch:
     """Plans the next batch of `waiting` (head of the line first, not empty) from what is on the `menu`.
 
     The head is always in, so every sample is answered after at most as many batches as samples stand before it. The
-    batch costs no more compute than `budget` padded tokens (rows x longest) on the plain path, unless the head alone
-    does: samples that run few layers are many to a batch. O(n log n).
+    batch costs no more compute than `budget` tokens on the plain path, unless the head alone does: samples that run few
+    layers are many to a batch. Padding counts (rows x longest), and lengths near the head's are preferred, unless the
+    device `packs`. O(n log n).
     """
-    members = sorted(_nearest(waiting, budget, menu), key=lambda position: waiting[position].length)
+    chosen = _first(waiting, budget, menu) if packs else _nearest(waiting, budget, menu)
+    members = sorted(chosen, key=lambda position: waiting[position].length)
     rows: list[int] = []
     groups: list[Group] = []
     points = menu.points
@@ -175,23 +196,31 @@ def _whole_composites(waiting: Sequence[Sample], able: list[int], width: int) ->
     return [position for own in scopes.values() for position in own[: len(own) - len(own) % width]]
 
 
+def _first(waiting: Sequence[Sample], budget: int, menu: Menu) -> list[int]:
+    """The head and all that follow it up to the first that no longer fits."""
+    shares = _Shares(menu)
+    chosen: list[int] = []
+    work = 0.0
+    for position, sample in enumerate(waiting):
+        work += shares.of(sample) * sample.length
+        if chosen and work > budget * ROUNDING:
+            break
+        chosen.append(position)
+    return chosen
+
+
 def _nearest(waiting: Sequence[Sample], budget: int, menu: Menu) -> list[int]:
     """The head and, nearest in length first, everything that still fits; equally near samples in order of arrival."""
     head = waiting[0].length
-    # Shares are fractions; their last digits must not cost a batch a sample.
-    most = budget * (1 + 1e-9)
-    # Most samples of a line ask for the same.
-    known: dict[tuple[object, ...], float] = {}
+    most = budget * ROUNDING
+    known = _Shares(menu)
     chosen: list[int] = []
     longest = 0
     shares = work = 0.0
     for position in sorted(range(len(waiting)), key=lambda position: abs(waiting[position].length - head)):
         sample = waiting[position]
         length = sample.length
-        asked = sample.max_width, sample.guaranteed, sample.audited, sample.start, sample.resumes_at
-        if asked not in known:
-            known[asked] = menu.share(sample)
-        share = known[asked]
+        share = known.of(sample)
         padded = (shares + share) * max(longest, length)
         padding = padded - work - share * length
         if chosen and (padded > most or padding > PADDING_SHARE * most):

@@ -22,7 +22,8 @@ class Backbone(Protocol):
     run between two composites: an encoder-decoder family counts its one decoder step as the last layer, a decoder-only
     family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
     maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
-    trains.
+    trains. `packs` says whether layers know of positions by what `embed` and the mask tell them only, so that several
+    texts can share a row.
     """
 
     model: PreTrainedModel
@@ -30,6 +31,7 @@ class Backbone(Protocol):
     hidden_size: int
     max_tokens: int
     padding_side: str
+    packs: bool
     lora_targets: list[str]
     head_modules: list[str]
 
@@ -42,7 +44,10 @@ class Backbone(Protocol):
         ...
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
+        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text.
+
+        Where the backbone `packs`, `mask` may be `[R, T, T]`: True where a position (first) reads another (second).
+        """
         ...
 
     def pool(self, hidden: Tensor, rows: Tensor, mask: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class EncoderBackbone:
     """
 
     padding_side = "right"
+    packs = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
@@ -79,7 +80,9 @@ class EncoderBackbone:
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         attention_mask = create_bidirectional_mask(
-            config=self._encoder.config, inputs_embeds=hidden, attention_mask=mask
+            config=self._encoder.config,
+            inputs_embeds=hidden,
+            attention_mask=mask.unsqueeze(1) if mask.ndim == 3 else mask,
         )
         for layer in layers:
             hidden = layer(hidden, attention_mask)

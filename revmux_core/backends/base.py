@@ -14,9 +14,13 @@ from revmux_core.points import OperatingPoint
 
 
 class Executor(Protocol):
-    """Runs layers of a frozen backbone, or a point's own versions of them, and multiplexers."""
+    """Runs layers of a frozen backbone, or a point's own versions of them, and multiplexers.
+
+    Where it `packs`, several texts share a row, so that unlike lengths in a batch cost next to nothing.
+    """
 
     backend: BackendName
+    packs: bool
 
     @property
     def precision(self) -> str:
@@ -25,6 +29,10 @@ class Executor(Protocol):
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
         """From now on only `points` are run, so layers need no seams where other points multiplex, stop or are left."""
+        ...
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        """How many positions `run` computes for rows that hold texts of these lengths, padding among them."""
         ...
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:

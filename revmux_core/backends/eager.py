@@ -17,6 +17,7 @@ class EagerExecutor:
     """Calls the model's own modules, so that the plain path is the untouched model bit for bit."""
 
     backend: BackendName = "torch"
+    packs = False
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
@@ -27,6 +28,9 @@ class EagerExecutor:
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
         pass
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * max(lengths)
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         return self._backbone.run(hidden, mask, layers)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
-import torch.nn.functional as F
 from openvino import opset13 as opset
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -25,6 +24,7 @@ from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import Composites, multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.packing import Packing, pack
 from revmux_core.points import OperatingPoint
 
 TOLERANCE = 0.05
@@ -32,11 +32,6 @@ TOLERANCE = 0.05
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
-
-
-ROW_STEP, LENGTH_STEP = 2, 4
-"""Batches are padded to multiples of these. OpenVINO makes kernels for every new shape, which took 8 ms of a batch of
-50 ms; with fewer shapes they are found again (`docs/performance.md`)."""
 
 
 def has_bfloat16() -> bool:
@@ -52,7 +47,9 @@ class _Piece(nn.Module):
         self._backbone = backbone
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, segments: Tensor) -> Tensor:
+        """Rows `[R, T, d]` of several texts each; `segments` `[R, T]` numbers the text that a position is of."""
+        mask = segments.unsqueeze(2) == segments.unsqueeze(1)
         return self._backbone.run(hidden, mask, list(self.layers))
 
 
@@ -77,6 +74,7 @@ class OpenVinoExecutor:
     """
 
     backend: BackendName = "openvino"
+    packs = True
 
     def __init__(self, classifier: MuxClassifier, dtype: torch.dtype) -> None:
         backbone = classifier.backbone
@@ -110,29 +108,45 @@ class OpenVinoExecutor:
         self._seams = {seam for point in points for seam in point.seams(self._backbone.num_layers)}
         self._programs.clear()
 
+    def positions(self, lengths: Sequence[int]) -> int:
+        return sum(packing.positions for packing in self._pack(lengths))
+
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        rows, length = mask.shape
-        more_rows, more_length = -rows % ROW_STEP, -length % LENGTH_STEP
-        if more_rows or more_length:
-            hidden = F.pad(hidden, (0, 0, 0, more_length, 0, more_rows))
-            mask = F.pad(mask, (0, more_length, 0, more_rows))
-            # A row without any text would have nothing to attend to.
-            mask[rows:, 0] = 1
-        mask = mask.contiguous()
+        size = hidden.shape[2]
+        flat = hidden.reshape(-1, size)
+        output = torch.zeros_like(flat)
+        held = mask.flatten().nonzero().squeeze(1)
+        lengths = mask.sum(dim=1).tolist()
+        for packing in self._pack(lengths):
+            own, places, segments = _layout(packing, lengths)
+            source = held[own]
+            packed = torch.zeros(packing.positions, size)
+            packed[places] = flat[source]
+            packed = self._run_pieces(packed.unflatten(0, (-1, packing.length)), segments, layers)
+            output[source] = packed.flatten(0, 1)[places]
+        return output.view_as(hidden)
+
+    def _pack(self, lengths: Sequence[int]) -> list[Packing]:
+        return pack(lengths, 1 / (6 * self._backbone.hidden_size))
+
+    def _run_pieces(self, hidden: Tensor, segments: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         for piece in self._pieces(layers):
             if piece not in self._programs:
                 self._programs[piece] = self._compile(_Piece(self._backbone, piece))
-            hidden, output = hidden.contiguous(), torch.empty(hidden.shape)
+            output = torch.empty(hidden.shape)
             request = self._programs[piece]
             # All tensors are shared with PyTorch: no state is copied on its way in or out.
             request.set_input_tensor(0, _shared(hidden))
-            request.set_input_tensor(1, _shared(mask))
+            request.set_input_tensor(1, _shared(segments))
             request.set_output_tensor(0, _shared(output))
             request.infer()
             hidden = output
-        return hidden[:rows, :length]
+        return hidden
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+        if multiplexer.width == 1:
+            # Next to nothing to compute, which kernels for one more shape are not worth.
+            return multiplex(self._backbone, multiplexer, hidden, mask)
         if multiplexer not in self._programs:
             self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), multiplexer.width)
         request = self._programs[multiplexer]
@@ -175,6 +189,29 @@ class OpenVinoExecutor:
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
         _check(module, request, _example(3 * width, 11, size))
         return request
+
+
+def _layout(packing: Packing, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Where texts stand in packed rows.
+
+    `own` `[P]`: the held positions of all texts, of `lengths` in their order, that stand in these rows; `places` `[P]`:
+    where they stand, in the flattened rows; `segments` `[rows, T]`: 1, 2, ... for a row's texts, 0 for padding.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    own, places = [], []
+    segments = np.zeros((len(packing.rows), packing.length), dtype=np.int64)
+    for number, row in enumerate(packing.rows):
+        stop = 0
+        for segment, text in enumerate(row, start=1):
+            start, stop = stop, stop + lengths[text]
+            segments[number, start:stop] = segment
+            own.append(np.arange(starts[text], starts[text + 1]))
+        places.append(np.arange(stop) + number * packing.length)
+    return (
+        torch.from_numpy(np.concatenate(own)),
+        torch.from_numpy(np.concatenate(places)),
+        torch.from_numpy(segments),
+    )
 
 
 def _quantize(model: ov.Model) -> None:

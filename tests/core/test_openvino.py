@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revmux_core.backends.select import choose_dtype
+from revmux_core.batch import make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
@@ -27,12 +28,12 @@ def compiled(calibrated_path: Path) -> Bundle:
 
 
 @settings(max_examples=15, deadline=None)
-@given(length=st.integers(2, 40), rows=st.integers(1, 6), seed=st.integers(0, 99))
-def test_layers_are_pytorchs_whatever_the_shape(compiled: Bundle, length: int, rows: int, seed: int) -> None:
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), seed=st.integers(0, 99))
+def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: list[int], seed: int) -> None:
     backbone, executor = compiled.classifier.backbone, compiled.classifier.executor
     torch.manual_seed(seed)
-    hidden, mask = torch.randn(rows, length, backbone.hidden_size), torch.ones(rows, length, dtype=torch.int64)
-    mask[:, torch.randint(1, length, ()) :] = 0
+    hidden = torch.randn(len(lengths), max(lengths), backbone.hidden_size)
+    mask = make_mask(lengths, max(lengths), backbone.padding_side)
     layers = backbone.layers(0, backbone.num_layers)
     held = mask.bool()
     found, expected = executor.run(hidden, mask, layers), backbone.run(hidden, mask, layers)

@@ -42,6 +42,8 @@ class ManualDevice:
     Escalated samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave.
     """
 
+    packs = False
+
     def __init__(self, unsure: Callable[[list[int], OperatingPoint], bool] = lambda ids, point: False) -> None:
         self.batches: list[tuple[Sequence[Tokens | Prefilled], asyncio.Future[Scores]]] = []
         self.plans: list[MuxPlan] = []

@@ -57,6 +57,16 @@ def test_a_batch_holds_the_head_keeps_its_budget_and_nobody_twice(waiting: list[
 
 
 @given(lines(), st.integers(1, 600))
+def test_a_device_that_packs_gets_the_line_as_it_stands(waiting: list[Waiting], budget: int) -> None:
+    members = sorted(plan_batch(waiting, budget, POINTS, packs=True).members)
+    assert members == list(range(len(members)))
+    costs = [POINTS.share(sample) * sample.length for sample in waiting]
+    most = budget * (1 + 1e-9)
+    assert len(members) == 1 or sum(costs[: len(members)]) <= most
+    assert len(members) == len(waiting) or sum(costs[: len(members) + 1]) > most
+
+
+@given(lines(), st.integers(1, 600))
 def test_no_composite_is_wider_than_allowed_and_few_are_left_over(waiting: list[Waiting], budget: int) -> None:
     widths = widths_by_member(waiting, budget)
     assert all(width == 1 or width <= waiting[member].max_width for member, width in widths.items())
