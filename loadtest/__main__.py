@@ -32,6 +32,9 @@ def main(
         int, typer.Option(min=0, help="Send texts of mixed lengths, up to so many words, joined from the sentences.")
     ] = 0,
     width: Annotated[str, typer.Option(help="`--width` of the fast server: auto, max, 2 or 4.")] = "max",
+    timeout_ms: Annotated[
+        float, typer.Option(min=1, help="Time that every request has; who cannot be answered in it is refused.")
+    ] = 60_000,
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Runs of each scenario on each server.")] = 3,
     concurrency: Annotated[
@@ -52,15 +55,15 @@ def main(
     """Serve BUNDLE twice, plain (width 1) and fast, drive both alternately with the sentences of DATA, write a report.
 
     Everything runs on this machine's loopback interface. Exit codes: 0 done, 1 a server did not start or a request
-    failed other than with 429 (too much load), 2 the arguments or the data cannot be used.
+    failed other than with 429 or 504 (too much load), 2 the arguments or the data cannot be used.
     """
     # Unwinds the stack, so that the servers are stopped; the default would leave them running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    plan = Plan(concurrency or [1, 8, 64], load or [0.5, 0.8], rounds, seconds)
+    plan = Plan(concurrency or [1, 8, 64], load or [0.5, 0.8], rounds, seconds, timeout_ms)
     runs = 2 * rounds * (len(plan.concurrencies) + len(plan.loads))
     _say(f"{runs} runs of {seconds:g} s, about {runs * seconds / 60 + 1:.0f} minutes")
     out.mkdir(parents=True, exist_ok=True)
-    serve = [sys.executable, "-m", "server.cli", "serve", "--bundle", bundle]
+    serve = [sys.executable, "-m", "server.cli", "serve", "--bundle", bundle, "--default-timeout-ms", str(timeout_ms)]
     if base is not None:
         serve += ["--base", str(base)]
     try:

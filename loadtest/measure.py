@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 OK = "200"
-# 429 is the server's documented answer to more load than it admits; anything else but an answer is a failure.
-EXPECTED_STATUSES = frozenset({OK, "429"})
+# 429 and 504 are the server's documented answers to more load than it can take in time; anything else but an answer is
+# a failure.
+EXPECTED_STATUSES = frozenset({OK, "429", "504"})
 
 # Beyond these the load generator distorts what it measures, and the report says so. Sends are compared with
 # latencies of tens of milliseconds; a core that is 80% busy already delays the answers it should be timing.

@@ -124,7 +124,9 @@ def to_markdown(report: Report) -> str:
         table(("in flight", "server", "requests/s", "speed-up", *_COLUMNS), closed),
         "## Open loop: latency",
         f"Poisson arrivals at a share of the plain server's capacity, {result.capacity:.1f} requests/s. Latency "
-        "counts from the moment a request was due, whether or not it could be sent then.",
+        "counts from the moment a request was due, whether or not it could be sent then. A request had "
+        f"{plan.timeout_ms / 1000:g} s: 429 is the answer to one that could hardly be answered in time, 504 to one "
+        "that was not.",
         table(("load", "server", "requests/s", "due", *_COLUMNS), opened),
         "## Servers",
         table(

@@ -23,12 +23,14 @@ class CapacityError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: concurrencies of closed loops, loads of open loops (shares of the plain capacity), and how long."""
+    """What to run: concurrencies of closed loops, loads of open loops (shares of the plain capacity), how long, and the
+    milliseconds that every request has."""
 
     concurrencies: Sequence[int]
     loads: Sequence[float]
     rounds: int
     seconds: float
+    timeout_ms: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,41 @@ SHORTEST_RETRY, LONGEST_RETRY = 1, 60
 """Bounds of `Retry-After`, in seconds: HTTP knows no fractions, and an estimate further ahead is a guess."""
 
 
+HEADROOM = 0.8
+"""Share of a request's time that the queue may be expected to take. Speed varies from batch to batch, and with the
+texts in it; who is refused at once can still go elsewhere, who expires has waited for nothing."""
+
+
+FIRST_GUESS = 0.1
+"""Seconds that what was measured at the start counts for, about as much as a batch takes on a CPU."""
+
+SMOOTHING = 0.1
+"""Weight of the newest full batch in the running estimate of tokens a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """An amount of work: samples and their real tokens."""
 
     items: int
     tokens: int
+
+
+class Speed:
+    """Tokens that are answered in a second of compute: what is said at the start, then what full batches show."""
+
+    def __init__(self, tokens_per_second: float) -> None:
+        self._tokens, self._seconds = tokens_per_second * FIRST_GUESS, FIRST_GUESS
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Counts a batch that left others waiting: a smaller one says how fast the load is, not the device."""
+        # Means of both, and not of their ratio, as a batch of escalated samples may answer few or none.
+        self._tokens += SMOOTHING * (tokens - self._tokens)
+        self._seconds += SMOOTHING * (seconds - self._seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +73,12 @@ class QueueLimits:
         )
 
 
-def retry_after(queued_tokens: int, tokens_per_second: float | None) -> int:
-    """Seconds until the queue has probably drained; `tokens_per_second` is None until a batch was measured."""
-    if not tokens_per_second:
-        return SHORTEST_RETRY
-    seconds = math.ceil(queued_tokens / tokens_per_second)
-    return min(max(seconds, SHORTEST_RETRY), LONGEST_RETRY)
+def excess_wait(tokens_ahead: int, tokens_per_second: float, timeout: float) -> float:
+    """By how many seconds a request that has `timeout` is too late, behind `tokens_ahead` (its own among them); 0 or
+    less where it can be answered in time."""
+    return tokens_ahead / tokens_per_second - HEADROOM * timeout
+
+
+def retry_after(seconds: float) -> int:
+    """What to say to one who may come again in `seconds`: whole ones, within bounds."""
+    return math.ceil(min(max(seconds, SHORTEST_RETRY), LONGEST_RETRY))

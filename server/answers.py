@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -13,12 +14,13 @@ from revmux_core.points import OperatingPoint
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a request asks for beside its samples, and the `tenant` it comes from."""
+    """What a request asks for beside its samples, the `tenant` it comes from, and the seconds that it has left."""
 
     max_width: int
     priority: int = 0
     guaranteed: bool = False
     tenant: str = ""
+    timeout: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

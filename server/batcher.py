@@ -15,9 +15,9 @@ from revmux_core.cascade import Cascade
 from revmux_core.plan import MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu
-from server.admission import Load, QueueLimits, retry_after
+from server.admission import Load, QueueLimits, Speed, excess_wait, retry_after
 from server.answers import Answer, Answers, Terms
-from server.errors import InferenceFailed, QueueFull
+from server.errors import InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Guards
 from server.metrics import Metrics
 from server.planner import Menu, MuxScope, plan_batch
@@ -31,9 +31,6 @@ WINDOW = 1024
 AUDITS_HELD = 32
 """Audits that wait for an idle device. As many at once are a batch worth running while others wait: without it a
 server that is never idle would never be audited."""
-
-SMOOTHING = 0.2
-"""Weight of the newest batch in the running estimate of tokens a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +160,7 @@ class Batcher:
         limits: QueueLimits,
         metrics: Metrics,
         guards: Guards,
+        tokens_per_second: float,
         mux_scope: MuxScope = "tenant",
     ) -> None:
         self._engine = engine
@@ -179,7 +177,8 @@ class Batcher:
         self._dispatch_due = False
         self._report_due = False
         self._arrivals = 0
-        self._tokens_per_second: float | None = None
+        self._speed = Speed(tokens_per_second)
+        self._running_tokens = 0
 
     @property
     def load(self) -> Load:
@@ -187,10 +186,18 @@ class Batcher:
         return self._queue.load
 
     def submit(self, samples: Sequence[Tokens], terms: Terms) -> Pending:
-        """Admits a request of one or more samples. Raises `QueueFull` where the limits do not let it in."""
+        """Admits a request of one or more samples.
+
+        Raises `QueueFull` where the limits do not let it in, `QueueTooLong` where it would hardly be answered in time.
+        """
         queued, new = self._queue.load, Load(len(samples), sum(map(len, samples)))
         if not self._limits.admit(queued, self._queue.load_of(terms.tenant), new):
-            raise QueueFull(retry_after(queued.tokens, self._tokens_per_second))
+            raise QueueFull(retry_after(queued.tokens / self._speed.tokens_per_second))
+        before = self._running_tokens + self._queue.tokens_before(terms.tenant, terms.priority, new.tokens)
+        excess = excess_wait(before + new.tokens, self._speed.tokens_per_second, terms.timeout)
+        # With nobody before it a request is tried: what its time is too short for is told it once that is over.
+        if before and excess > 0:
+            raise QueueTooLong(retry_after(excess))
         loop = asyncio.get_running_loop()
         ranks = [(terms.priority, self._arrivals + item) for item in range(len(samples))]
         scope = {"any": None, "tenant": terms.tenant, "request": self._arrivals}[self._mux_scope]
@@ -240,7 +247,9 @@ class Batcher:
                 entries, plan = self._next_audits()
             else:
                 entries, plan = self._next_batch()
-            task = asyncio.get_running_loop().create_task(self._run(entries, plan))
+            # One that leaves others waiting, so that its speed is the device's and not the load's.
+            full = len(self._queue) > 0
+            task = asyncio.get_running_loop().create_task(self._run(entries, plan, full))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         self._report()
@@ -267,8 +276,10 @@ class Batcher:
             return True
         return len(self._running) == 1 and self._queue.load.tokens >= self._budget
 
-    async def _run(self, entries: list[_Entry], plan: MuxPlan) -> None:
+    async def _run(self, entries: list[_Entry], plan: MuxPlan, full: bool) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
+        tokens = sum(entry.length for entry in entries)
+        self._running_tokens += tokens
         requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
         points = [group.point for group in plan.groups for _ in group.members]
         cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
@@ -284,6 +295,7 @@ class Batcher:
             for request in requests:
                 request.fail(InferenceFailed())
                 self.withdraw(request)
+        self._running_tokens -= tokens
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
         going_on: set[int] = set()
@@ -294,7 +306,10 @@ class Batcher:
         self._dispatch()
         if scores is None:
             return
-        self._observe(entries, plan, scores)
+        self._metrics.observe_batch(plan, tokens, scores.padded_tokens, scores.seconds)
+        if full:
+            left = sum(entry.length for number, entry in enumerate(entries) if number not in going_on)
+            self._speed.observe(left, scores.seconds)
         now = asyncio.get_running_loop().time()
         answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
         for request in requests:
@@ -352,10 +367,3 @@ class Batcher:
         else:
             self._audits.join([audited])
         return suspended
-
-    def _observe(self, entries: list[_Entry], plan: MuxPlan, scores: Scores) -> None:
-        tokens = sum(entry.length for entry in entries)
-        self._metrics.observe_batch(plan, tokens, scores.padded_tokens, scores.seconds)
-        speed = tokens / max(scores.seconds, 1e-6)
-        known = self._tokens_per_second
-        self._tokens_per_second = speed if known is None else known + SMOOTHING * (speed - known)

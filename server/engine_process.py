@@ -20,7 +20,7 @@ from server.answers import Answers, Terms
 from server.batcher import Batcher, Pending
 from server.channel import Channel
 from server.child import END, SupervisorLine
-from server.errors import QueueFull
+from server.errors import QueueFull, QueueTooLong
 from server.loading import bundle_reader, load_model
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
@@ -64,11 +64,11 @@ class FrontEnd(Channel[ToEngine]):
 
     def _submit(self, message: Submit) -> None:
         samples = [Tokens(ids, type_ids) for ids, type_ids in message.samples]
-        terms = Terms(message.max_width, message.priority, message.guaranteed, message.tenant)
+        terms = Terms(message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout)
         try:
             pending = self._batcher.submit(samples, terms)
         except QueueFull as error:
-            self.send(Refused(message.number, error.seconds))
+            self.send(Refused(message.number, error.seconds, isinstance(error, QueueTooLong)))
             return
         self._pending[message.number] = pending
         pending.answers.add_done_callback(partial(self._answer, message.number))

@@ -62,14 +62,25 @@ class QueueFull(ServiceError):
     """Refused at the door; `seconds` is when to try again."""
 
     status, kind, tei_kind = 429, "TooManyRequestsError", "Overloaded"
-    meaning = "The queue is full: try again after `Retry-After` seconds."
+    meaning = "The queue is full, or too long for an answer in time: try again after `Retry-After` seconds."
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, message: str | None = None) -> None:
         super().__init__(
-            f"the queue is full: try again in {seconds} s, or send fewer requests at a time",
+            message or f"the queue is full: try again in {seconds} s, or send fewer requests at a time",
             headers={"Retry-After": str(seconds)},
         )
         self.seconds = seconds
+
+
+class QueueTooLong(QueueFull):
+    """Refused at the door, because what waits already would take longer than the request has."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(
+            seconds,
+            f"more is waiting than can be answered within this request's time: try again in {seconds} s, or allow a "
+            "longer `timeout_ms`",
+        )
 
 
 class ClientDisconnected(ServiceError):

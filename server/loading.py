@@ -86,17 +86,18 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     max_batch_tokens = settings.max_batch_tokens or default
     engine = Engine(bundle, menu.points, device)
     timings = engine.warm_up(max_batch_tokens)
+    speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
+    length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
+    rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)
     if settings.width == "auto" and settings.point is None:
-        speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
-        length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
-        rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
         adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)
     target = None if manifest.calibration is None else manifest.calibration.target
     guards = Guards(target, settings.shadow_share, _reporter(metrics))
     share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
     limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
-    batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, settings.mux_scope)
+    speed = 1 / rungs[-1].seconds_per_token
+    batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, speed, settings.mux_scope)
     facts = _describe(bundle, menu, quality, max_batch_tokens)
     metrics.describe_model(facts.name, facts.base, ",".join(map(str, facts.widths)))
     metrics.predict_escalations({entry.width: entry.predicted_escalation_rate for entry in facts.cascades})

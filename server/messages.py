@@ -24,6 +24,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     priority: int
     guaranteed: bool
     tenant: str
+    timeout: float
 
 
 class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -50,10 +51,11 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The queue is full: request `number` may come again in `seconds`."""
+    """The queue is full or, for an answer in time, `too_long`: request `number` may come again in `seconds`."""
 
     number: int
     seconds: int
+    too_long: bool
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=6):

@@ -42,6 +42,13 @@ class WaitingQueue(Generic[Entry]):
     def load(self) -> Load:
         return Load(len(self._entries), self._tokens)
 
+    def tokens_before(self, priority: int) -> int:
+        """Tokens of the entries behind which one of this priority would stand, if it joined now."""
+        if not self._entries or self._entries[-1].rank[0] <= priority:
+            return self._tokens
+        stop = bisect_left(self._entries, (priority + 1, 0), key=_rank)
+        return sum(entry.length for entry in self._entries[:stop])
+
     def join(self, entries: Sequence[Entry]) -> None:
         """Adds one request's entries, in ascending rank."""
         at = bisect_left(self._entries, entries[0].rank, key=_rank)
@@ -92,6 +99,20 @@ class FairQueue(Generic[Entry]):
 
     def load_of(self, tenant: str) -> Load:
         return self._lines[tenant].load if tenant in self._lines else Load(0, 0)
+
+    def tokens_before(self, tenant: str, priority: int, new: int) -> int:
+        """Tokens that are due before the last of `new` ones of this tenant and priority, should they join now.
+
+        Those ahead in the tenant's own line, and of every other line what is due until its clock has caught up. What
+        joins later may still come before, by its priority.
+        """
+        own = self._lines[tenant].tokens_before(priority) if tenant in self._lines else 0
+        clock = self._clocks[tenant] if tenant in self._lines else max(self._clocks.get(tenant, 0), self._now)
+        return own + sum(
+            min(line.load.tokens, max(clock + own + new - self._clocks[name], 0))
+            for name, line in self._lines.items()
+            if name != tenant
+        )
 
     def join(self, tenant: str, entries: Sequence[Entry]) -> None:
         """Adds one request's entries, in ascending rank."""

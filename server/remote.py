@@ -15,7 +15,7 @@ from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import TextTokenizer
 from server.answers import Answer, Answers, Terms
 from server.channel import Channel
-from server.errors import InferenceFailed, QueueFull, RequestTooLarge, Unavailable
+from server.errors import InferenceFailed, QueueFull, QueueTooLong, RequestTooLarge, Unavailable
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToFrontEnd, Withdraw
 from server.service import LOADING_RETRY, Model, Service
 from server.tokenization import RequestTokenizer
@@ -72,6 +72,7 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             priority=min(max(terms.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY),
             guaranteed=terms.guaranteed,
             tenant=terms.tenant,
+            timeout=terms.timeout,
         )
         try:
             self.send(message)
@@ -103,7 +104,7 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             ]
             pending.answers.set_result(Answers(items, message.queue_seconds, message.inference_seconds))
         elif isinstance(message, Refused):
-            pending.fail(QueueFull(message.seconds))
+            pending.fail((QueueTooLong if message.too_long else QueueFull)(message.seconds))
         else:
             assert isinstance(message, Failed)
             pending.fail(InferenceFailed())

@@ -220,7 +220,7 @@ class Service:
         max_width = widest if work.max_width is None else min(work.max_width, widest)
         if quality == "exact":
             max_width = PLAIN_ONLY
-        terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant)
+        terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant, deadline - loop.time())
         pending = model.batcher.submit(samples, terms)
         watch = Watch(pending, receive, deadline, timeout_ms)
         try:

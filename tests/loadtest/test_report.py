@@ -22,7 +22,7 @@ def report(make_summary):
         machine=Machine("Example CPU", 2, 24 * 2**30, "Linux 6", "3.11.7"),
         plain=ServerFacts("1", 4.2, 500 * 2**20, {"points": [{"name": "n1-l6"}]}, 0.08),
         fast=ServerFacts("auto", 4.4, None, {"points": [{"name": "n1-l6"}, {"name": "n2-l3"}]}, None),
-        plan=Plan([8, 64], [0.8], 3, 10.0),
+        plan=Plan([8, 64], [0.8], 3, 10.0, 60_000),
         result=Result(
             once=Comparison("every sentence once", None, plain[:1], mux[:1]),
             closed=[Comparison("8 at once", None, plain, mux), Comparison("64 at once", None, plain, busy)],

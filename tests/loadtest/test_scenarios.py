@@ -6,7 +6,7 @@ from loadtest.client import Client
 from loadtest.scenarios import CapacityError, Comparison, Plan, compare
 
 TEXTS = [f"text {i}" for i in range(20)]
-PLAN = Plan(concurrencies=[1, 4], loads=[0.5], rounds=2, seconds=0.15)
+PLAN = Plan(concurrencies=[1, 4], loads=[0.5], rounds=2, seconds=0.15, timeout_ms=60_000)
 
 
 def server(delay: float, point: str, log: list[str], wrong: frozenset[str] = frozenset()):
@@ -54,7 +54,7 @@ async def test_a_silent_plain_server_is_an_error(serve):
 
     async with Client(await serve(refuse), TEXTS) as client, Client(await serve(refuse), TEXTS) as other:
         with pytest.raises(CapacityError, match="closed loop of 4"):
-            await compare(client, other, [None] * len(TEXTS), Plan([4], [0.5], 1, 0.1), lambda line: None)
+            await compare(client, other, [None] * len(TEXTS), Plan([4], [0.5], 1, 0.1, 60_000), lambda line: None)
 
 
 def test_speedup_is_the_median_of_the_rounds_ratios(make_summary):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.admission import Load, QueueLimits, retry_after
+from server.admission import Load, QueueLimits, Speed, excess_wait, retry_after
 from server.queue import FairQueue, Rank, WaitingQueue
 
 LIMITS = QueueLimits(max_items=10, max_tokens=100)
@@ -33,10 +35,21 @@ def test_an_empty_queue_admits_even_what_is_beyond_the_limits() -> None:
 
 
 def test_retry_after_is_the_time_to_drain_within_bounds() -> None:
-    assert retry_after(1000, None) == 1
-    assert retry_after(10_000, 4_000.0) == 3
-    assert retry_after(1, 4_000.0) == 1
-    assert retry_after(10_000_000, 10.0) == 60
+    assert [retry_after(seconds) for seconds in (0.0, 1.0, 2.5, 1e6)] == [1, 1, 3, 60]
+
+
+def test_a_request_is_late_by_what_its_time_does_not_cover() -> None:
+    assert excess_wait(1000, 500.0, 10.0) == 2 - 0.8 * 10
+    assert excess_wait(1000, 500.0, 1.0) == pytest.approx(1.2)
+    assert excess_wait(1000, 500.0, math.inf) == -math.inf
+
+
+def test_speed_is_what_full_batches_show_whatever_was_said_at_the_start() -> None:
+    speed = Speed(1e6)
+    for tokens in [0, 100] * 100:
+        speed.observe(tokens, 0.5)
+    # A batch of escalated samples that answers nothing counts with its seconds.
+    assert speed.tokens_per_second == pytest.approx(100, rel=0.06)
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,29 @@ def test_a_tenant_saves_nothing_up_while_it_is_away() -> None:
     queue.join("busy", [Entry((0, 50 + i), 10) for i in range(4)])
     queue.join("late", [Entry((0, 60 + i), 10) for i in range(4)])
     assert [entry.rank[1] >= 60 for entry in queue.head(4)].count(True) == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.integers(1, 9), st.booleans()), max_size=40),
+    st.sampled_from("abc"),
+    st.integers(-1, 1),
+)
+def test_it_is_known_beforehand_how_much_is_due_before(
+    arrivals: list[tuple[str, int, int, bool]], tenant: str, priority: int
+) -> None:
+    queue: FairQueue[Entry] = FairQueue()
+    for number, (name, rank, length, take) in enumerate(arrivals):
+        queue.join(name, [Entry((rank, number), length)])
+        if take:
+            queue.take([0])
+    expected = queue.tokens_before(tenant, priority, 9)
+    own = Entry((priority, len(arrivals)), 9)
+    queue.join(tenant, [own])
+    before = 0
+    while (taken := queue.take([0])[0]) != own:
+        before += taken.length
+    # Each of the two other lines may be ahead by the sample that it was given last.
+    assert before <= expected + 2 * 9
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=40), st.data())

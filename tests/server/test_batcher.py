@@ -21,10 +21,10 @@ from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
 from server.batcher import AUDITS_HELD, Batcher, Pending, Scores, Terms
 from server.engine import Engine
-from server.errors import ClientDisconnected, InferenceFailed, QueueFull
+from server.errors import ClientDisconnected, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Audit, Guards
 from server.metrics import Metrics
-from server.planner import Menu, served_points
+from server.planner import PLAIN_ONLY, Menu, served_points
 
 LAYERS = 4
 TWO, PLAIN = OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS)
@@ -34,6 +34,8 @@ MENU = Menu(
     (Cascade((EARLY, LATER), 0.9, LAYERS), Cascade((TWO,), 0.8, LAYERS)),
 )
 BUDGET = 40
+FAST = 1e6
+"""Tokens a second at which nobody is refused for lack of time."""
 
 
 class ManualDevice:
@@ -94,12 +96,14 @@ def ids_of(sample: Tokens | Prefilled) -> list[int]:
 def batcher_on(device: Any, max_items: int = 10**6, guards: Guards | None = None) -> Batcher:
     guards = guards or Guards(0.9, 0)
     limits = QueueLimits(max_items, 10**6)
-    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, limits, Metrics("test"), guards)
+    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, limits, Metrics("test"), guards, FAST)
 
 
 def batcher_of(engine: Engine, menu: Menu, mux_scope: Any = "tenant") -> Batcher:
     limits = QueueLimits(100, 10_000)
-    return Batcher(engine, menu, AdaptiveMenu.fixed(menu), 512, limits, Metrics("test"), Guards(0.9, 0), mux_scope)
+    return Batcher(
+        engine, menu, AdaptiveMenu.fixed(menu), 512, limits, Metrics("test"), Guards(0.9, 0), FAST, mux_scope
+    )
 
 
 async def settle() -> None:
@@ -230,6 +234,7 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
         QueueLimits(100, 10**6),
         Metrics("test"),
         Guards(0.9, 0),
+        FAST,
     )
     batcher.submit(samples_of(0, [5]), Terms(4, 0))
     await settle()
@@ -345,6 +350,48 @@ async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
     assert refused.value.headers == {"Retry-After": "1"}
 
 
+async def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
+    device = ManualDevice()
+    batcher = Batcher(
+        device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(100, 10**6), Metrics("test"), Guards(0.9, 0), 100.0
+    )
+    # With nobody before it a request is tried, however little time it has.
+    batcher.submit(samples_of(0, [40] * 3), Terms(PLAIN_ONLY, timeout=0.1))
+    await settle()
+    # 80 tokens run and 40 wait, so with its own it takes 1.4 s, which is 0.8 of 1.75.
+    with pytest.raises(QueueTooLong) as refused:
+        batcher.submit(samples_of(1, [20]), Terms(PLAIN_ONLY, timeout=1.7))
+    assert refused.value.headers == {"Retry-After": "1"}
+    assert batcher.load == Load(1, 40)
+    batcher.submit(samples_of(1, [20]), Terms(PLAIN_ONLY, timeout=1.8))
+    # Ahead of all that waits, behind what runs.
+    batcher.submit(samples_of(2, [20]), Terms(PLAIN_ONLY, priority=-1, timeout=1.3))
+    # Lines of tenants take turns: behind what runs, and of the other line what is left of its turn.
+    batcher.submit(samples_of(3, [20]), Terms(PLAIN_ONLY, tenant="other", timeout=1.6))
+    while device.batches:
+        device.finish()
+        await settle()
+    await batcher.close()
+
+
+async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    batcher.submit(samples_of(0, [40] * 200), Terms(PLAIN_ONLY))
+    for _ in range(100):
+        await settle()
+        device.finish()
+    await settle()
+    # Batches of 40 tokens took a millisecond; 4,000 wait, which are four at what was said at the start.
+    batcher.submit(samples_of(1, [40]), Terms(PLAIN_ONLY, timeout=0.2))
+    with pytest.raises(QueueTooLong):
+        batcher.submit(samples_of(2, [40]), Terms(PLAIN_ONLY, timeout=0.05))
+    while device.batches:
+        device.finish()
+        await settle()
+    await batcher.close()
+
+
 async def test_a_failing_batch_fails_its_requests_only() -> None:
     device = ManualDevice()
     batcher = batcher_on(device)
@@ -368,7 +415,7 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
     batcher = Batcher(
-        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0)
+        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0), FAST
     )
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
@@ -412,6 +459,7 @@ async def test_no_text_outside_the_scope_changes_an_answer(tiny_bundle: Bundle, 
         QueueLimits(100, 10_000),
         Metrics("test"),
         Guards(0.9, 0),
+        FAST,
         mux_scope=scope,
     )
     own = tiny_bundle.tokenizer([("a good film", None), ("a bad film", None), ("not very good", None)])
@@ -431,7 +479,7 @@ async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
     batcher = Batcher(
-        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0)
+        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0), FAST
     )
     hook = tiny_bundle.classifier.register_forward_hook(
         lambda module, args, outcome: replace(outcome, logits=outcome.logits * torch.nan)

@@ -22,6 +22,7 @@ message = st.one_of(
         st.integers(-(2**31), 2**31),
         st.booleans(),
         st.text(max_size=5),
+        st.floats(0),
     ),
     st.builds(Withdraw, numbers),
     st.builds(
@@ -31,7 +32,7 @@ message = st.one_of(
         st.floats(0, 10),
         st.floats(0, 10),
     ),
-    st.builds(Refused, numbers, numbers),
+    st.builds(Refused, numbers, numbers, st.booleans()),
     st.builds(Failed, numbers),
 )
 
@@ -57,7 +58,7 @@ def test_what_is_too_large_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPa
     whole = bytes(stream)
     monkeypatch.setattr(messages, "MAX_FRAME", 20)
     with pytest.raises(FrameError):
-        append_frame(stream, Submit(2, [([7] * 50, None)], 1, 0, False, ""))
+        append_frame(stream, Submit(2, [([7] * 50, None)], 1, 0, False, "", 1.0))
     assert stream == whole
     reader = FrameReader()
     assert len(reader.feed(whole)) == 1
