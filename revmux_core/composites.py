@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,17 @@ class Composites:
     own_mask: Tensor
 
 
-def multiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What `Multiplexer.multiplex` does."""
+
+
+def multiplex(
+    backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor, mix: Mix | None = None
+) -> Composites:
     """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one.
 
-    Padded positions are zeroed first: what an encoder computes there is arbitrary and must not reach a partner.
+    Padded positions are zeroed first: what an encoder computes there is arbitrary and must not reach a partner. `mix`
+    stands in for the multiplexer's own `multiplex`, compiled.
     """
     # `shape` and `reshape`, because tracing for a compiled backend takes what `len` and `unflatten` say as constants.
     rows = torch.arange(hidden.shape[0], device=hidden.device)
@@ -36,7 +44,7 @@ def multiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, mask
     hidden = hidden * mask.unsqueeze(-1).to(hidden.dtype)
     own = multiplexer.shortcut(hidden, mask, pooled)
     width = multiplexer.width
-    composite, union = multiplexer.multiplex(
+    composite, union = (mix or multiplexer.multiplex)(
         hidden.reshape(-1, width, *hidden.shape[1:]), mask.reshape(-1, width, mask.shape[1])
     )
     return Composites(composite, union, own, mask)

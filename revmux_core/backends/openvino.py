@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ TOLERANCE = 0.05
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
+
+
+POSITION_STEP = 64
+"""Positions that are mixed together are padded to multiples of this, for the same reason as rows are packed."""
 
 
 def has_bfloat16() -> bool:
@@ -64,6 +69,19 @@ class _Multiplex(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
         return composites.hidden, composites.mask, composites.own
+
+
+class _Mix(nn.Module):
+    """A positionwise multiplexer on positions of many composites alike, for tracing."""
+
+    def __init__(self, multiplexer: Multiplexer) -> None:
+        super().__init__()
+        self.multiplexer = multiplexer
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Positions `[P, N, d]` to those of composites, `[P, d]`."""
+        samples = states.transpose(0, 1).unsqueeze(0)
+        return self.multiplexer.multiplex(samples, torch.ones_like(samples[..., 0]))[0].squeeze(0)
 
 
 class OpenVinoExecutor:
@@ -144,11 +162,14 @@ class OpenVinoExecutor:
         return hidden
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
-        if multiplexer.width == 1:
+        width = multiplexer.width
+        if width == 1:
             # Next to nothing to compute, which kernels for one more shape are not worth.
             return multiplex(self._backbone, multiplexer, hidden, mask)
+        if multiplexer.positionwise:
+            return multiplex(self._backbone, multiplexer, hidden, mask, partial(self._mix, multiplexer))
         if multiplexer not in self._programs:
-            self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), multiplexer.width)
+            self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), width)
         request = self._programs[multiplexer]
         # Held until they were read: sharing does not keep them alive.
         hidden, mask = hidden.contiguous(), mask.contiguous()
@@ -158,6 +179,22 @@ class OpenVinoExecutor:
         # Copied: the next batch overwrites the program's own outputs, whose shapes only it knows beforehand.
         composite, union, own = (torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(3))
         return Composites(composite, union, own, mask)
+
+    def _mix(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`Multiplexer.multiplex`, of the positions that hold text only."""
+        union = mask.amax(dim=1)
+        held = union.flatten().nonzero().squeeze(1)
+        states = hidden.new_zeros(-(-len(held) // POSITION_STEP) * POSITION_STEP, hidden.shape[1], hidden.shape[3])
+        states[: len(held)] = hidden.transpose(1, 2).flatten(0, 1)[held]
+        if multiplexer not in self._programs:
+            self._programs[multiplexer] = self._compile(_Mix(multiplexer), multiplexer.width)
+        request, mixed = self._programs[multiplexer], torch.empty(len(states), hidden.shape[3])
+        request.set_input_tensor(0, _shared(states))
+        request.set_output_tensor(0, _shared(mixed))
+        request.infer()
+        composite = hidden.new_zeros(union.numel(), hidden.shape[3])
+        composite[held] = mixed[: len(held)]
+        return composite.view(*union.shape, -1), union
 
     def _pieces(self, layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:
         piece: list[nn.Module] = []
@@ -177,17 +214,20 @@ class OpenVinoExecutor:
         with torch.no_grad(), warnings.catch_warnings():
             # Tracing remarks on Python conditions in the model's mask code; `_check` sees to what comes of them.
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(module.eval(), _example(2 * width, 8, size), check_trace=False)
+            traced = torch.jit.trace(module.eval(), _example(module, 2 * width, 8, size), check_trace=False)
         # Not `ov.convert_model`, which reports its use over the network.
         frontend = FrontEndManager().load_by_framework("pytorch")
         # Held here: the frontend does not keep it alive.
         decoder = TorchScriptPythonDecoder(traced)
         model = frontend.convert(frontend.load(decoder))
-        model.reshape({0: ov.PartialShape([-1, -1, size]), 1: ov.PartialShape([-1, -1])})
-        if self._dtype == torch.int8 and isinstance(module, _Piece):
+        if isinstance(module, _Mix):
+            model.reshape({0: ov.PartialShape([-1, width, size])})
+        else:
+            model.reshape({0: ov.PartialShape([-1, -1, size]), 1: ov.PartialShape([-1, -1])})
+        if self._dtype == torch.int8 and not isinstance(module, _Multiplex):
             _quantize(model)
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        _check(module, request, _example(3 * width, 11, size))
+        _check(module, request, _example(module, 3 * width, 11, size))
         return request
 
 
@@ -241,21 +281,24 @@ def _quantize(model: ov.Model) -> None:
         node.input(1).replace_source_output(restored.output(0))
 
 
-def _example(rows: int, length: int, size: int) -> tuple[Tensor, Tensor]:
-    """Random hidden states and a mask, every other row of which is half as long."""
-    hidden = torch.randn(rows, length, size, generator=torch.Generator().manual_seed(0))
+def _example(module: nn.Module, rows: int, length: int, size: int) -> tuple[Tensor, ...]:
+    """Random hidden states and a mask, every other row of which is half as long; or what `_Mix` takes."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(module, _Mix):
+        return (torch.randn(length, module.multiplexer.width, size, generator=generator),)
+    hidden = torch.randn(rows, length, size, generator=generator)
     mask = torch.ones(rows, length, dtype=torch.int64)
     mask[1::2, length // 2 :] = 0
     return hidden, mask
 
 
-def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, Tensor]) -> None:
+def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, ...]) -> None:
     """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
     with torch.no_grad():
         outputs = module(*example)
     request.infer([_shared(tensor) for tensor in example])
     # What an encoder computes at padded positions is arbitrary.
-    padded = example[1] == 0
+    padded = torch.zeros(0, 0) if isinstance(module, _Mix) else example[1] == 0
     for number, expected in enumerate((outputs,) if isinstance(outputs, Tensor) else outputs):
         found = torch.from_numpy(request.get_output_tensor(number).data.copy())
         if found.shape == expected.shape:

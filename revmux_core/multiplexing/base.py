@@ -14,12 +14,14 @@ class Multiplexer(ABC, nn.Module):
 
     `min_width` is the least width that makes sense. `appended` is the number of positions that `multiplex` adds
     after those of the text, for its own use. Where `rows_apart` holds, a composite is not one row of the upper
-    layers but N, one for each of its samples.
+    layers but N, one for each of its samples. Where `positionwise` holds, each position of a composite is made of the
+    same position of its samples alone.
     """
 
     min_width: int = 2
     appended: int = 0
     rows_apart: bool = False
+    positionwise: bool = False
 
     def __init__(self, width: int, hidden_size: int) -> None:
         """Raises `RevmuxError` when `width` is below `min_width` or does not divide `hidden_size`."""

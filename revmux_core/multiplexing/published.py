@@ -18,6 +18,8 @@ class PublishedMultiplexer(Multiplexer):
     F, G, ... are MLPs `d/N -> d -> d/N`, `up` is `d/N -> 3d -> 3d -> d`, all with ReLU and dropout 0.1.
     """
 
+    positionwise = True
+
     def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__(width, hidden_size)
         self.block = hidden_size // width

@@ -99,6 +99,8 @@ class ReversibleMultiplexer(OwnStatesMultiplexer):
     prefill states, pooled and through an attention pool (measured in `docs/performance.md`).
     """
 
+    positionwise = True
+
     def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__(width, hidden_size)
         self.block = hidden_size // width
