@@ -28,8 +28,9 @@ from revmux_core.multiplexing import Multiplexer
 from revmux_core.packing import Packing, pack
 from revmux_core.points import OperatingPoint
 
-TOLERANCE = 0.05
-"""Relative error of a compiled piece at which it is refused; bfloat16's is about 0.01, that of int8 0.02."""
+TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
+"""Relative error a layer at which a compiled piece is refused, and of any piece: what tracing gets wrong is as large as
+the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
@@ -297,6 +298,7 @@ def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, .
     with torch.no_grad():
         outputs = module(*example)
     request.infer([_shared(tensor) for tensor in example])
+    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, _Piece) else 1), HIGHEST_TOLERANCE)
     # What an encoder computes at padded positions is arbitrary.
     padded = torch.zeros(0, 0) if isinstance(module, _Mix) else example[1] == 0
     for number, expected in enumerate((outputs,) if isinstance(outputs, Tensor) else outputs):
@@ -305,7 +307,7 @@ def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, .
             error = (found - expected).float()
             if error.shape[:2] == padded.shape:
                 error[padded] = 0
-            if error.norm() <= TOLERANCE * expected.float().norm():
+            if error.norm() <= tolerance * expected.float().norm():
                 continue
         raise RevmuxError("the backend openvino does not compute what PyTorch computes: use the backend torch")
 

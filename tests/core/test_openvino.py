@@ -61,6 +61,8 @@ def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dt
     texts = SAMPLE_TEXTS.read_text().splitlines()[:64]
     expected = load_bundle("sst2-minilm").classify(texts, point=1)
     bundle = load_bundle("sst2-minilm", dtype=dtype, backend="openvino")
+    # In one piece, as a server does that has no other point; rounding adds up most there.
+    bundle.classifier.executor.limit([bundle.classifier.plain])
     found = bundle.classify(texts, point=1)
     assert f"torch.{bundle.classifier.executor.precision}" == str(dtype)
     assert sum(a.label != b.label for a, b in zip(found, expected, strict=True)) <= most
