@@ -171,9 +171,9 @@ def load_bundle(
         found = find_base(manifest.base.model_id, base)
     except BaseModelError as error:
         raise BundleError(f"bundle {manifest.name}: {error}") from error
-    if sha256(found.weights) != manifest.base.sha256:
+    if sha256(*found.weights) != manifest.base.sha256:
         raise BundleError(
-            f"bundle {manifest.name} was trained on other weights than {found.weights}: its SHA-256 is not "
+            f"bundle {manifest.name} was trained on other weights than those in {found.folder}: their SHA-256 is not "
             f"{manifest.base.sha256}"
         )
     try:

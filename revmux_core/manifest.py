@@ -33,7 +33,7 @@ class BundleError(RevmuxError):
 
 
 class BaseEntry(BaseModel):
-    """The frozen base model: its name, and the SHA-256 of its `model.safetensors`."""
+    """The frozen base model: its name, and the SHA-256 of its weights."""
 
     model_id: str
     sha256: str

@@ -175,7 +175,7 @@ def train(
     save_bundle(
         out,
         name=name,
-        base=BaseEntry(model_id=recipe.model, sha256=sha256(found.weights)),
+        base=BaseEntry(model_id=recipe.model, sha256=sha256(*found.weights)),
         labels=labels,
         max_tokens=max_tokens,
         source=found.folder,

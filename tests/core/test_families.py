@@ -21,11 +21,12 @@ from transformers import (
 from typer.testing import CliRunner
 
 from revmux_core.backbones import view
+from revmux_core.base_model import find_base
 from revmux_core.bundle import load_bundle
 from revmux_core.data import Example
 from revmux_core.errors import RevmuxError
 from revmux_core.export import ExportError, export_plain
-from revmux_core.manifest import PROMPT_FILE, BundleError
+from revmux_core.manifest import PROMPT_FILE, TOKENIZER_FILES, BundleError
 from revmux_core.plan import Tokens
 from revmux_core.tokenization import TextTokenizer
 from revmux_core.training.cache import compute_states
@@ -85,6 +86,28 @@ def test_a_soft_prompt_stays_where_a_text_is_cut(family: str, family_bundle_path
     assert elsewhere([("a good film", "bad")]) == [tokenizer.cut(pair, room)], "as in a process that only speaks HTTP"
 
 
+def test_weights_in_several_files_are_all_checked(
+    family_bundle_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of large models come, here from the hub's cache."""
+    base = family_bundle_paths["llama"] / "base"
+    snapshot = tmp_path / "models--org--large" / "snapshots" / "0123"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(snapshot, max_shard_size="20KB")
+    for file in TOKENIZER_FILES:
+        shutil.copy(base / file, snapshot)
+    (tmp_path / "models--org--large" / "refs").mkdir()
+    (tmp_path / "models--org--large" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert len(find_base("org/large").weights) > 1
+    recipe = Recipe("org/large", widths=(1,), labels=("bad", "good"), prompt_tokens=2, task=Schedule(0.1, 1e-3, 16))
+    train(recipe, EXAMPLES, tmp_path / "bundle", "tiny")
+    assert load_bundle(tmp_path / "bundle").manifest.verbalizer == {"bad": 188, "good": 187}
+    damaged = find_base("org/large").weights[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match="trained on other weights"):
+        load_bundle(tmp_path / "bundle")
+
+
 def test_a_damaged_prompt_is_refused(family_bundle_paths: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(family_bundle_paths["t5"], folder)
@@ -120,6 +143,7 @@ def test_a_language_model_gets_a_prompt_and_adapters_from_the_command_line(famil
     data.write_text("sentence\tlabel\n" + "".join(f"{e.text}\t{e.label}\n" for e in EXAMPLES))
     run = CliRunner()
     command = f"train --model {tmp_path / 'model'} --data {data} --labels negative,positive --width 2 --point n1-l3"
+    command += " --delta-rank 2"
     command += " --label-word negative=bad --label-word positive=good --prompt-tokens 4 --task-batch-size 16"
     command += " --epochs 4 --learning-rate 2e-3 --batch-size 16 --task-epochs 12 --prompt-learning-rate 0.1"
     for name, more in (("mine", ""), ("unprompted", " --prompt-tokens 0 --epochs 0.1")):
