@@ -27,6 +27,7 @@ class DecoderBackbone:
     """
 
     padding_side = "left"
+    packs = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config

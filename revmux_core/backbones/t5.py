@@ -56,6 +56,7 @@ class T5Backbone:
     """
 
     padding_side = "right"
+    packs = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
