@@ -44,9 +44,9 @@ def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.d
     _require_openvino()
     if device.type != "cpu":
         raise RevmuxError(f"the backend openvino runs on the cpu, not on {device}: leave the device out, or use torch")
-    if classifier.backbone.padding_side == "left":
-        # A padded position attends to nothing there, which its compiled attention answers with NaN.
-        raise RevmuxError("the backend openvino does not run decoder-only models: use the backend torch")
+    if not classifier.backbone.packs:
+        # It has several texts share a row.
+        raise RevmuxError("the backend openvino runs encoders only: use the backend torch")
     # Heavy, and an extra.
     from revmux_core.backends.openvino import OpenVinoExecutor
 

@@ -32,9 +32,7 @@ def test_shapes_have_as_many_weights_as_their_models(name: str) -> None:
 SMALL = [Shape(2, 64, 2, 128), Shape(3, 64, 2, 128, "t5"), Shape(4, 64, 4, 128, "llama", key_value_heads=2)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "backend"), [*((shape, "torch") for shape in SMALL), *((shape, "openvino") for shape in SMALL[:2])]
-)
+@pytest.mark.parametrize(("shape", "backend"), [*((shape, "torch") for shape in SMALL), (SMALL[0], "openvino")])
 def test_every_width_of_a_shape_is_measured(shape: Shape, backend: BackendName) -> None:
     half = shape.num_layers // 2
     classifier = random_classifier(shape, [2, 4], half, torch.device("cpu"), torch.float32, backend)
