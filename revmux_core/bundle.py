@@ -2,7 +2,7 @@
 
 bundle.json                  the manifest: names, labels, points, how it was trained, what it measured, all hashes
 backbone/                    configuration and tokenizer of the base model
-task/                        LoRA weights and head, where the task was tuned here (PEFT's own format)
+task/                        LoRA weights and head (PEFT's own format), or a soft prompt, where the task was tuned here
 adapters/POINT.safetensors   the adapters of one operating point
 calibration/BACKEND-PRECISION/POINT.safetensors  how sure a point is of an answer, where that was learnt
 README.md                    the model card, written from the manifest
@@ -11,19 +11,28 @@ README.md                    the model card, written from the manifest
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from revmux_core.backbones import Backbone, view
+from revmux_core.backbones.words import LABEL_WORDS, PROMPT, prompt_ids, set_prompt
 from revmux_core.backends import BackendName
 from revmux_core.backends.select import use_backend
 from revmux_core.base_model import BaseModelError, find_base, sha256
@@ -32,6 +41,7 @@ from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.confidence import LearntConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import (
+    PROMPT_FILE,
     BundleError,
     Manifest,
     PointEntry,
@@ -161,18 +171,21 @@ def load_bundle(
         found = find_base(manifest.base.model_id, base)
     except BaseModelError as error:
         raise BundleError(f"bundle {manifest.name}: {error}") from error
-    if sha256(found.weights) != manifest.base.sha256:
+    if sha256(*found.weights) != manifest.base.sha256:
         raise BundleError(
-            f"bundle {manifest.name} was trained on other weights than {found.weights}: its SHA-256 is not "
+            f"bundle {manifest.name} was trained on other weights than those in {found.folder}: their SHA-256 is not "
             f"{manifest.base.sha256}"
         )
     try:
-        model = load_model(found.folder, folder / "backbone", manifest.labels)
+        model = load_model(found.folder, folder / "backbone", manifest.labels, manifest.verbalizer)
         if manifest.tuned:
             model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
+        if manifest.prompt_tokens:
+            set_prompt(model, load_file(folder / PROMPT_FILE)[PROMPT])
         backbone = view(model)
         adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
-        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens)
+        prompt = prompt_ids(model, manifest.prompt_tokens)
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens, prompt)
         classifier = MuxClassifier(backbone, adapters)
         use_backend(classifier, backend, torch.device(device), dtype)
         precision = classifier.executor.precision
@@ -198,16 +211,23 @@ def load_bundle(
     return Bundle(manifest, classifier, tokenizer)
 
 
-def load_model(weights: Path, config: Path, labels: list[str]) -> PreTrainedModel:
-    """The sequence classifier in float32 from the folder `weights`, shaped by the configuration in `config`.
+def load_model(
+    weights: Path, config: Path, labels: list[str], verbalizer: Mapping[str, int] | None = None
+) -> PreTrainedModel:
+    """The model in float32 from the folder `weights`, shaped by the configuration in `config`.
 
-    A head that the weights lack is initialised at random and must be tuned or loaded before use. Raises `ValueError`
-    when anything else is missing.
+    It is a sequence classifier, or with a `verbalizer` a language model that has a word for every label. A head that
+    the weights lack is initialised at random and must be tuned or loaded before use. Raises `ValueError` when anything
+    else is missing, `KeyError` for a label without a word.
     """
     names = dict(enumerate(labels))
+    kind: Any = AutoModelForSequenceClassification
     settings = AutoConfig.from_pretrained(config, id2label=names, label2id={name: i for i, name in names.items()})
+    if verbalizer is not None:
+        setattr(settings, LABEL_WORDS, [verbalizer[label] for label in labels])
+        kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
     with quiet_transformers():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = kind.from_pretrained(
             weights, config=settings, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
     heads = tuple(f"{name}." for name in view(model).head_modules)

@@ -97,7 +97,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         f"- Base model: `{manifest.base.model_id}`, frozen, not included; `model.safetensors` has SHA-256 "
         f"`{manifest.base.sha256}`.",
-        f"- Tuned on the task here: {'yes, low-rank updates and a head, merged at load' if manifest.tuned else 'no'}.",
+        f"- Tuned on the task here: {_tuned(manifest)}.",
         f"- Longest input: {manifest.max_tokens} tokens; longer ones are cut.",
         "",
         "## What each operating point costs and gains",
@@ -162,6 +162,14 @@ def _certified(calibration: Calibration) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _tuned(manifest: Manifest) -> str:
+    if manifest.tuned:
+        return "yes, low-rank updates and a head, merged at load"
+    if manifest.prompt_tokens:
+        return f"yes, a soft prompt of {manifest.prompt_tokens} embeddings in front of every text"
+    return "no"
 
 
 def _row(row: dict[str, Any], num_layers: int) -> str:

@@ -21,11 +21,16 @@ def export_plain(name_or_path: str | Path, folder: Path, base: Path | None = Non
     the padding and cutting that a base model may have set there (some pad every text to 128 tokens): who loads the
     folder pads as it likes, and texts are cut where the bundle cuts them.
 
-    Raises `BundleError` for a bundle that cannot be loaded, `ExportError` for a folder that holds something already.
+    Raises `BundleError` for a bundle that cannot be loaded, `ExportError` for a folder that holds something already,
+    and for a bundle with a soft prompt.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: name a new one")
     bundle = load_bundle(name_or_path, base)
+    if bundle.manifest.prompt_tokens:
+        raise ExportError(
+            f"bundle {bundle.manifest.name} has a soft prompt, for which an ordinary folder of its family has no place"
+        )
     with quiet_transformers():
         bundle.classifier.backbone.model.save_pretrained(folder)
     # It is written readable by its owner alone, and a server often runs as another user.

@@ -24,6 +24,7 @@ FORMAT_VERSION = 2
 """Version 1 had at most one calibration, made by PyTorch in float32."""
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
+PROMPT_FILE = "task/prompt.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -32,7 +33,7 @@ class BundleError(RevmuxError):
 
 
 class BaseEntry(BaseModel):
-    """The frozen base model: its name, and the SHA-256 of its `model.safetensors`."""
+    """The frozen base model: its name, and the SHA-256 of its weights."""
 
     model_id: str
     sha256: str
@@ -100,7 +101,11 @@ class Calibration(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256."""
+    """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256.
+
+    `verbalizer` has the token of every label's word where the base is a language model, `prompt_tokens` the length of
+    the soft prompt in front of every text.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -109,6 +114,8 @@ class Manifest(BaseModel):
     max_tokens: int
     num_layers: int
     tuned: bool
+    verbalizer: dict[str, int] | None = None
+    prompt_tokens: int = 0
     adapters: list[PointEntry]
     training: dict[str, Any]
     measured: dict[str, Any] = {}
@@ -228,6 +235,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         named |= set(calibration.files.values())
     if manifest.tuned:
         named |= {"task/adapter_config.json", "task/adapter_model.safetensors"}
+    if manifest.prompt_tokens:
+        named.add(PROMPT_FILE)
     for file in sorted(named | manifest.files.keys()):
         path = folder / file
         if not path.resolve().is_relative_to(folder.resolve()):

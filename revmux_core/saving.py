@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig
 
+from revmux_core.backbones.words import PROMPT
 from revmux_core.base_model import sha256
 from revmux_core.bundle import DELTAS
 from revmux_core.classifier import Adapters
-from revmux_core.manifest import TOKENIZER_FILES, BaseEntry, Manifest, PointEntry, write_manifest
+from revmux_core.manifest import PROMPT_FILE, TOKENIZER_FILES, BaseEntry, Manifest, PointEntry, write_manifest
 from revmux_core.multiplexing import method_of
 from revmux_core.points import OperatingPoint
 
@@ -31,8 +33,11 @@ def save_bundle(
     adapters: Mapping[OperatingPoint, Adapters],
     num_layers: int,
     training: dict[str, Any],
+    verbalizer: dict[str, int] | None = None,
+    prompt: Tensor | None = None,
 ) -> Manifest:
-    """Writes a bundle. `source` is the base model's folder, `task` its LoRA model where the task was tuned here.
+    """Writes a bundle. `source` is the base model's folder, `task` its LoRA model where the task was tuned here,
+    `verbalizer` the tokens of the labels' words where it is a language model, `prompt` its soft prompt `[P, d]`.
 
     Adapters are stored in float16: half the size, and far below the noise that partners add. What the bundle measured
     is added later, by `record_measurements`, on the weights as they are stored.
@@ -46,6 +51,10 @@ def save_bundle(
     if task is not None:
         save_task(task, folder / "task", base.model_id)
         files += ["task/adapter_config.json", "task/adapter_model.safetensors"]
+    if prompt is not None:
+        (folder / PROMPT_FILE).parent.mkdir(exist_ok=True)
+        save_file({PROMPT: prompt.detach().to("cpu", torch.float32).contiguous()}, folder / PROMPT_FILE)
+        files.append(PROMPT_FILE)
     entries = []
     for point, adapter in sorted(adapters.items()):
         file = f"adapters/{point.name}.safetensors"
@@ -76,6 +85,8 @@ def save_bundle(
         max_tokens=max_tokens,
         num_layers=num_layers,
         tuned=task is not None,
+        verbalizer=verbalizer,
+        prompt_tokens=0 if prompt is None else len(prompt),
         adapters=entries,
         training=training,
         files={file: sha256(folder / file) for file in files},

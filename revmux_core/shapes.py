@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from revmux_core.backbones import view
+from revmux_core.backbones.words import LABEL_WORDS
 from revmux_core.backends import BackendName
 from revmux_core.backends.select import use_backend
 from revmux_core.classifier import MuxClassifier, make_adapters
@@ -27,24 +39,76 @@ _MATRIX, _MATRIX_ON_CPU = 8192, 2048
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A BERT: `layers` of hidden size `hidden`, with `heads` and an inner size of `inner`."""
+    """A model of `family` with `layers` of hidden size `hidden`, `heads` and an inner size of `inner`.
+
+    A T5 has as many decoder layers again. `key_value_heads` are a Llama's; `vocabulary` is that of a language model.
+    """
 
     layers: int
     hidden: int
     heads: int
     inner: int
+    family: Literal["bert", "t5", "llama"] = "bert"
+    key_value_heads: int = 0
+    vocabulary: int = 30522
+
+    @property
+    def num_layers(self) -> int:
+        """Layers as its backbone counts them: a T5's decoder step is one more."""
+        return self.layers + (self.family == "t5")
+
+    @property
+    def weights_per_token(self) -> int:
+        """The weights that every token is multiplied with: those of the layers, without embeddings and heads."""
+        attention, feed_forward = 4 * self.hidden**2, 2 * self.hidden * self.inner
+        if self.family == "t5":
+            # Keys and values of the decoder's cross-attention. Its other weights meet one position of a text only.
+            attention += 2 * self.hidden**2
+        if self.family == "llama":
+            attention = 2 * self.hidden**2 * (self.heads + self.key_value_heads) // self.heads
+            feed_forward = 3 * self.hidden * self.inner
+        return self.layers * (attention + feed_forward)
+
+    @property
+    def weights(self) -> int:
+        """All weights, within two percent: embeddings and language model head are two tables in a Llama."""
+        tables = 2 if self.family == "llama" else 1
+        # A T5's decoder layer has the maps of an encoder layer and four more, two of which are counted already.
+        decoder = self.layers * (6 * self.hidden**2 + 2 * self.hidden * self.inner) if self.family == "t5" else 0
+        return self.weights_per_token + decoder + tables * self.vocabulary * self.hidden
 
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations of all layers for a token of a text of `length` tokens, plainly: two for every
         multiplication with a weight, and for every one between two tokens' states."""
-        weights = 4 * self.hidden**2 + 2 * self.hidden * self.inner
-        return self.layers * (2 * weights + 4 * length * self.hidden)
+        return 2 * self.weights_per_token + self.layers * 4 * length * self.hidden
+
+    def config(self) -> PreTrainedConfig:
+        sizes: dict[str, Any] = {"vocab_size": self.vocabulary}
+        if self.family == "t5":
+            sizes |= {"d_model": self.hidden, "d_kv": self.hidden // self.heads, "d_ff": self.inner}
+            sizes |= {"num_layers": self.layers, "num_heads": self.heads, "decoder_start_token_id": 0}
+            return T5Config(**sizes)
+        sizes |= {"hidden_size": self.hidden, "num_hidden_layers": self.layers, "intermediate_size": self.inner}
+        sizes |= {"num_attention_heads": self.heads}
+        if self.family == "llama":
+            return LlamaConfig(**sizes, num_key_value_heads=self.key_value_heads)
+        return BertConfig(**sizes)
 
 
 SHAPES = {
     "minilm-l6": Shape(6, 384, 12, 1536),
     "bert-base": Shape(12, 768, 12, 3072),
     "bert-large": Shape(24, 1024, 16, 4096),
+    "t5-small": Shape(6, 512, 8, 2048, "t5", vocabulary=32128),
+    "t5-base": Shape(12, 768, 12, 3072, "t5", vocabulary=32128),
+    "t5-large": Shape(24, 1024, 16, 4096, "t5", vocabulary=32128),
+    "llama3-8b": Shape(32, 4096, 32, 14336, "llama", key_value_heads=8, vocabulary=128256),
+}
+
+_MODELS: dict[str, Any] = {
+    "bert": AutoModelForSequenceClassification,
+    "t5": AutoModelForSeq2SeqLM,
+    "llama": AutoModelForCausalLM,
 }
 
 
@@ -65,19 +129,24 @@ def random_classifier(
 ) -> MuxClassifier:
     """An untrained classifier of two labels with points of `widths` that share all layers from `prefill` on.
 
-    Raises `RevmuxError` for a width or a prefill that does not fit the shape.
+    Its weights are made where and as they are used. Raises `RevmuxError` for a width or a prefill that does not fit the
+    shape, and for a shape whose weights do not fit the device's memory.
     """
+    made = dtype if backend == "torch" else torch.float32
+    needed, held = shape.weights * made.itemsize, memory_bytes(device)
+    if needed > held:
+        raise RevmuxError(
+            f"the weights take {needed / 1e9:.1f} GB in {str(made).removeprefix('torch.')}, the {device.type} has "
+            f"{held / 1e9:.1f} GB: choose a smaller --shape, a narrower --dtype or another --device"
+        )
     torch.manual_seed(0)
-    config = BertConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
-    )
-    backbone = view(BertForSequenceClassification(config))
+    config = shape.config()
+    setattr(config, LABEL_WORDS, [1, 2])
+    with torch.device(device):
+        backbone = view(_MODELS[shape.family].from_config(config, dtype=made))
     adapters = {}
     for width in widths:
-        point = OperatingPoint.mux(width, prefill, shape.layers)
+        point = OperatingPoint.mux(width, prefill, shape.num_layers)
         multiplexer = make_multiplexer(DEFAULT_METHOD, width, shape.hidden)
         adapters[point] = make_adapters(backbone, point, multiplexer, delta_rank=0)
     classifier = MuxClassifier(backbone, adapters)
@@ -108,6 +177,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         seconds.append(time.perf_counter() - begun)
     # The first pays for kernels and memory.
     return 2 * size**3 / median(seconds[1:])
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory of the GPU that is free, or all that this machine, or the container around it, has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.is_file() else "max"
+    return installed if allowed == "max" else min(installed, int(allowed))
 
 
 def peak_bytes(device: torch.device) -> int:

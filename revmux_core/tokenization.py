@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
@@ -13,6 +14,9 @@ from revmux_core.plan import Tokens
 if TYPE_CHECKING:
     # Takes seconds and brings torch, neither of which a process that only cuts texts needs.
     from transformers import PreTrainedTokenizerBase
+
+_PROMPT = "<soft prompt>"
+"""What a tokenizer's template calls the soft prompt."""
 
 Text = tuple[str, str | None]
 """One text, or the two texts of a pair."""
@@ -69,18 +73,46 @@ class TextTokenizer:
 
 
 class Tokenizer(TextTokenizer):
-    """The backbone's own fast tokenizer, with its special tokens.
+    """The backbone's own fast tokenizer, with its special tokens, behind `prompt_ids` that stand for a soft prompt.
 
-    Raises `ValueError` for a tokenizer without a fast (Rust) implementation.
+    Raises `ValueError` for a tokenizer without a fast (Rust) implementation, or whose special tokens leave no place
+    for a prompt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, prompt_ids: Sequence[int] = ()) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast implementation, which serving needs")
-        super().__init__(tokenizer.backend_tokenizer, "token_type_ids" in tokenizer.model_input_names, max_tokens)
-        self.pad_id = int(tokenizer.pad_token_id)
+        backend = tokenizer.backend_tokenizer
+        if prompt_ids:
+            backend = _with_prompt(backend, list(prompt_ids))
+        super().__init__(backend, "token_type_ids" in tokenizer.model_input_names, max_tokens)
+        # Llama has none; what stands at padded positions is hidden from all others.
+        self.pad_id = int(tokenizer.pad_token_id or 0)
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids: list[int] = tokenizer.all_special_ids
+
+
+def _with_prompt(backend: RustTokenizer, ids: list[int]) -> RustTokenizer:
+    """The same tokenizer with `ids` in front of every text, as one more of the special tokens that it adds.
+
+    Like those they stay where a text is cut, and travel with the tokenizer to other processes.
+    """
+    content: dict[str, Any] = json.loads(backend.to_str())
+    own = content["post_processor"]
+    steps = [] if own is None else own["processors"] if own["type"] == "Sequence" else [own]
+    unknown = [step["type"] for step in steps if step["type"] not in ("ByteLevel", "TemplateProcessing")]
+    if unknown:
+        raise ValueError(f"a soft prompt cannot stand in front of the special tokens of a {unknown[0]} tokenizer")
+    templates = [step for step in steps if step["type"] == "TemplateProcessing"]
+    if not templates:
+        first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        template = {"type": "TemplateProcessing", "single": [first], "pair": [first, second], "special_tokens": {}}
+        steps, templates = [*steps, template], [template]
+    for form in ("single", "pair"):
+        templates[0][form].insert(0, {"SpecialToken": {"id": _PROMPT, "type_id": 0}})
+    templates[0]["special_tokens"][_PROMPT] = {"id": _PROMPT, "ids": ids, "tokens": [_PROMPT] * len(ids)}
+    content["post_processor"] = {"type": "Sequence", "processors": steps}
+    return RustTokenizer.from_str(json.dumps(content))
 
 
 def _share(first: int, second: int, room: int) -> tuple[int, int]:

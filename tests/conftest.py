@@ -20,7 +20,17 @@ from revmux_core.manifest import record_calibration, record_measurements
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
-from tests.tiny import HIDDEN, LABELS, LAYERS, random_samples, save_tiny_bundle, save_tokenizer, tiny_config
+from tests.tiny import (
+    FAMILIES,
+    HIDDEN,
+    LABELS,
+    LAYERS,
+    random_samples,
+    save_family_bundle,
+    save_tiny_bundle,
+    save_tokenizer,
+    tiny_config,
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +61,15 @@ def tiny_bundle_path(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFact
     # As if measured: what was not is served only when it is asked for.
     record_measurements(folder, {"points": [{"point": point.name, "agreement": 0.97} for point in adapters]})
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_bundle_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same for the families beside the encoders, by their names in `FAMILIES`."""
+    paths = {family: tmp_path_factory.mktemp(family) / "bundle" for family in FAMILIES}
+    for family, path in paths.items():
+        save_family_bundle(path, family)
+    return paths
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from revmux_core.base_model import sha256
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Adapters
-from revmux_core.manifest import BaseEntry
+from revmux_core.manifest import BaseEntry, record_measurements
+from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.saving import save_bundle
@@ -25,13 +38,21 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 LAYERS, HIDDEN, MAX_TOKENS = 4, 32, 64
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A WordPiece tokenizer of about 200 words, saved as a model folder has it."""
+def save_tokenizer(folder: Path, template: str | None = "[CLS] $A [SEP]") -> None:
+    """A WordPiece tokenizer of about 200 words, saved as a model folder has it; `template` is what it makes of a text,
+    and of a pair where it is not BERT's."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
     rust = RustTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     rust.normalizer = normalizers.BertNormalizer()
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    rust.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    if template == "[CLS] $A [SEP]":
+        rust.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    elif template is not None:
+        pair = template.replace("$A", "$A $B")
+        rust.post_processor = processors.TemplateProcessing(
+            single=template, pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    segments = ["token_type_ids"] if template == "[CLS] $A [SEP]" else []
     PreTrainedTokenizerFast(
         tokenizer_object=rust,
         unk_token="[UNK]",
@@ -39,12 +60,12 @@ def save_tokenizer(folder: Path) -> None:
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_max_length=MAX_TOKENS,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *segments, "attention_mask"],
     ).save_pretrained(folder)
 
 
-def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint, Adapters]) -> None:
-    """A bundle around the tiny classifier in the folder `base`."""
+def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint, Adapters], **task: Any) -> None:
+    """A bundle around the tiny model in the folder `base`; `task` has what a language model needs beside it."""
     save_bundle(
         folder,
         name="tiny",
@@ -56,6 +77,7 @@ def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint,
         adapters=adapters,
         num_layers=LAYERS,
         training={},
+        **task,
     )
 
 
@@ -70,6 +92,55 @@ def tiny_config(**settings: Any) -> BertConfig:
         max_position_embeddings=MAX_TOKENS,
         **settings,
     )
+
+
+FAMILIES = {
+    "t5": (T5ForConditionalGeneration, T5Config, "$A [SEP]"),
+    "llama": (LlamaForCausalLM, LlamaConfig, "[CLS] $A"),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, None),
+    "mistral": (MistralForSequenceClassification, MistralConfig, "[CLS] $A"),
+}
+"""Of every family beside the encoders a model class, its configuration, and what its tokenizer makes of a text."""
+PROMPT_TOKENS = 5
+
+
+def save_family(folder: Path, family: str) -> None:
+    """A random model of `FAMILIES` with 4 layers (T5: 3 and the decoder step), d = 32, and its tokenizer."""
+    kind, config, template = FAMILIES[family]
+    sizes: dict[str, Any] = {"vocab_size": len(SPECIAL + WORDS), "num_attention_heads": 4, "pad_token_id": 0}
+    if family == "t5":
+        sizes |= {"d_model": HIDDEN, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": LAYERS - 1}
+        sizes |= {"decoder_start_token_id": 0, "n_positions": MAX_TOKENS}
+    else:
+        sizes |= {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": LAYERS, "head_dim": 8}
+        sizes |= {"num_key_value_heads": 2, "max_position_embeddings": MAX_TOKENS, "initializer_range": 0.3}
+    if kind is MistralForSequenceClassification:
+        sizes |= {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    torch.manual_seed(0)
+    kind(config(**sizes)).save_pretrained(folder)
+    save_tokenizer(folder, template)
+
+
+def save_family_bundle(folder: Path, family: str) -> None:
+    """A bundle around `save_family` in `folder/base`: untrained adapters of widths 2 and 4, and where it is a language
+    model, the label words bad, film and good and a random soft prompt."""
+    base = folder / "base"
+    save_family(base, family)
+    words = family != "mistral"
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    adapters = {
+        OperatingPoint.mux(width, 2, LAYERS): Adapters(ReversibleMultiplexer(width, HIDDEN)) for width in (2, 4)
+    }
+    save_tiny_bundle(
+        folder,
+        base,
+        adapters,
+        verbalizer=dict(zip(LABELS, (vocabulary[word] for word in ("bad", "film", "good")), strict=True))
+        if words
+        else None,
+        prompt=torch.randn(PROMPT_TOKENS, HIDDEN) if words else None,
+    )
+    record_measurements(folder, {"points": [{"point": point.name, "agreement": 0.97} for point in adapters]})
 
 
 def random_samples(bundle: Bundle, count: int, seed: int = 0) -> tuple[list[str], list[Tokens]]:

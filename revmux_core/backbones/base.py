@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -72,12 +74,62 @@ def view(model: PreTrainedModel) -> Backbone:
 
     Raises `UnsupportedModelError` for a family without a view.
     """
-    from revmux_core.backbones.encoder import EncoderBackbone
+    from revmux_core.backbones import decoder, encoder, t5
 
     freeze(model)
-    return EncoderBackbone(model)
+    family = model.config.model_type
+    if family in t5.FAMILIES:
+        return t5.T5Backbone(model)
+    if family in decoder.FAMILIES:
+        return decoder.DecoderBackbone(model)
+    if family in encoder.FAMILIES:
+        return encoder.EncoderBackbone(model)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} is not supported: bring a sequence classifier of one of "
+        f"{', '.join(sorted((*encoder.FAMILIES, *decoder.FAMILIES)))}, or a language model of one of "
+        f"{', '.join(sorted((*decoder.FAMILIES, *t5.FAMILIES)))}"
+    )
 
 
 def freeze(model: nn.Module) -> None:
     model.eval()
     model.requires_grad_(False)
+
+
+def check_single_label(model: PreTrainedModel) -> None:
+    """Raises `UnsupportedModelError` for a head whose task is not single-label classification."""
+    config: Any = model.config
+    if config.problem_type not in (None, "single_label_classification") or len(config.id2label) < 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} with {len(config.id2label)} labels and problem type {config.problem_type} is "
+            "not supported: only single-label classification with at least two labels is"
+        )
+
+
+def linear_maps(model: PreTrainedModel, layers: Iterable[nn.Module]) -> list[str]:
+    """The paths in `model` of its word embeddings and of the linear maps inside `layers`."""
+    names = {module: name for name, module in model.named_modules()}
+    linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    return [names[module] for module in (model.get_input_embeddings(), *linear)]
+
+
+def prune(model: PreTrainedModel, stack: nn.Module, kept: Sequence[int], changes: Mapping[str, Any]) -> PreTrainedModel:
+    """A copy of `model` that has only the layers `kept` of its list `stack`, and `changes` in its configuration."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    student = type(model)(config)
+    for name, parameter in model.named_parameters(recurse=False):
+        student.register_parameter(name, nn.Parameter(torch.empty_like(parameter), requires_grad=False))
+    (prefix,) = (name for name, module in model.named_modules() if module is stack)
+    renamed = {f"{prefix}.{old}.": f"{prefix}.{new}." for new, old in enumerate(kept)}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(f"{prefix}."):
+            old = next((start for start in renamed if name.startswith(start)), None)
+            if old is None:
+                continue
+            name = renamed[old] + name.removeprefix(old)
+        tensors[name] = tensor
+    student.load_state_dict(tensors)
+    return student

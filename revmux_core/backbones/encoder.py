@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from revmux_core.backbones.base import UnsupportedModelError
+from revmux_core.backbones.base import UnsupportedModelError, check_single_label, linear_maps, prune
 
 # `model_type` of the configuration -> attribute of the classifier that holds the encoder. MiniLM checkpoints are BERT
 # or XLM-R by their configuration.
-_FAMILIES = {
+FAMILIES = {
     "bert": "bert",
     "roberta": "roberta",
     "xlm-roberta": "roberta",
@@ -31,7 +30,8 @@ class EncoderBackbone:
     It calls the model's own modules with the masks that the model itself would build, so running all layers gives
     bit for bit the logits of the untouched model on the same padded batch.
 
-    Raises `UnsupportedModelError` for other families, and for a head whose task is not single-label classification.
+    Raises `UnsupportedModelError` for a model without such a head, or with one whose task is not single-label
+    classification.
     """
 
     padding_side = "right"
@@ -39,17 +39,10 @@ class EncoderBackbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
-        family = _FAMILIES.get(config.model_type)
-        if family is None or not hasattr(model, family) or not hasattr(model, "classifier"):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is not supported: bring a sequence classifier of one of "
-                f"{', '.join(sorted(_FAMILIES))}"
-            )
-        if config.problem_type not in (None, "single_label_classification") or len(config.id2label) < 2:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} with {len(config.id2label)} labels and problem type {config.problem_type} is "
-                "not supported: only single-label classification with at least two labels is"
-            )
+        family = FAMILIES[config.model_type]
+        if not hasattr(model, family) or not hasattr(model, "classifier"):
+            raise UnsupportedModelError(f"{type(model).__name__} is not supported: bring a sequence classifier")
+        check_single_label(model)
         self.model = model
         # Families differ in what their modules are called with, which their common base class does not type.
         self._encoder: Any = getattr(model, family)
@@ -58,9 +51,8 @@ class EncoderBackbone:
         self._layers = stack.layer
         self.num_layers = len(self._layers)
         self.hidden_size = config.hidden_size
+        self.lora_targets = linear_maps(model, self._layers)
         names = {module: name for name, module in model.named_modules()}
-        linear = [module for module in self._layers.modules() if isinstance(module, nn.Linear)]
-        self.lora_targets = [names[module] for module in (model.get_input_embeddings(), *linear)]
         heads = [getattr(self._encoder, "pooler", None), getattr(model, "pre_classifier", None), model.classifier]
         self.head_modules = [names[module] for module in heads if module is not None]
         # RoBERTa counts positions from padding_idx + 1, so its table is longer than the texts it can hold.
@@ -100,19 +92,4 @@ class EncoderBackbone:
         return model.classifier(pooled.unsqueeze(1))
 
     def pruned(self, layers: Sequence[int]) -> PreTrainedModel:
-        config = copy.deepcopy(self.model.config)
-        config.num_hidden_layers = len(layers)
-        student = type(self.model)(config)
-        names = {module: name for name, module in self.model.named_modules()}
-        (stack,) = {names[layer].rpartition(".")[0] for layer in self._layers}
-        renamed = {f"{stack}.{old}.": f"{stack}.{new}." for new, old in enumerate(layers)}
-        tensors = {}
-        for name, tensor in self.model.state_dict().items():
-            if name.startswith(f"{stack}."):
-                old = next((prefix for prefix in renamed if name.startswith(prefix)), None)
-                if old is None:
-                    continue
-                name = renamed[old] + name.removeprefix(old)
-            tensors[name] = tensor
-        student.load_state_dict(tensors)
-        return student
+        return prune(self.model, self._layers, layers, {"num_hidden_layers": len(layers)})

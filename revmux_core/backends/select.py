@@ -35,7 +35,7 @@ def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.d
     """Moves `classifier` to `device` and has `backend` run its layers and multiplexers in `dtype`.
 
     Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Raises
-    `RevmuxError` where the backend is not installed, or for a device that is not its own.
+    `RevmuxError` where the backend is not installed, or for a device or a family that it does not run.
     """
     if backend == "torch":
         classifier.to(device=device, dtype=dtype)
@@ -44,6 +44,9 @@ def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.d
     _require_openvino()
     if device.type != "cpu":
         raise RevmuxError(f"the backend openvino runs on the cpu, not on {device}: leave the device out, or use torch")
+    if not classifier.backbone.packs:
+        # It has several texts share a row.
+        raise RevmuxError("the backend openvino runs encoders only: use the backend torch")
     # Heavy, and an extra.
     from revmux_core.backends.openvino import OpenVinoExecutor
 

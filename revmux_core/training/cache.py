@@ -20,6 +20,9 @@ from revmux_core.training.loop import autocast
 
 _BATCH_TOKENS = 4096
 
+_LARGEST = torch.finfo(torch.float16).max
+"""T5's states may grow beyond what float16 holds; there Hugging Face's own layers clamp them as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrozenStates:
@@ -84,7 +87,7 @@ def compute_states(
                     if lo < hi:
                         hidden = backbone.run(hidden, mask, backbone.layers(lo, hi))
                     if hi in prefill:
-                        kept = hidden.to("cpu", torch.float16).numpy()
+                        kept = hidden.clamp(-_LARGEST, _LARGEST).to("cpu", torch.float16).numpy()
                         for row, index in enumerate(indices):
                             prefill[hi][offsets[index] : offsets[index + 1]] = kept[row][mask[row].bool().cpu().numpy()]
                 state = backbone.pool(hidden, torch.arange(len(indices), device=device), mask)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from revmux_core.backbones import view
+from revmux_core.backbones.words import prompt_ids
 from revmux_core.base_model import BaseModel, find_base, sha256
 from revmux_core.bundle import load_model
 from revmux_core.classifier import make_adapters
@@ -30,9 +31,13 @@ from revmux_core.training.cache import compute_states
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule, default_precision
 from revmux_core.training.losses import UNLABELLED, LossWeights
+from revmux_core.training.prompt import train_prompt, verbalize
 from revmux_core.training.task import tune
 
 DEFAULT_WIDTHS = (2, 4)
+
+Kind = Literal["classifier", "language model", "bare"]
+"""A base model with a classification head, with a language model head, or with none."""
 
 
 class TrainingError(RevmuxError):
@@ -47,8 +52,10 @@ class Recipe:
     name, where one of width 1 is an early exit; without any of them it is `DEFAULT_WIDTHS`, and early exits after a
     third, half and two thirds of the layers. `prefill` None is half the layers. `join_rounds` adds unlabelled
     texts, joined from the given ones (`join_texts`), to what is distilled. `delta_rank` above 0 gives every point
-    its own low-rank updates of the upper layers. `labels` names the classes of a bare encoder, in the order of
-    their indices; a classifier brings its own. `task` and `lora_rank` are used for a bare encoder only.
+    its own low-rank updates of the upper layers. `labels` names the classes in the order of their indices; a classifier
+    brings its own. `task` and `lora_rank` are used for a bare model. A language model stays frozen: it scores a word
+    for every label, of `label_words` or the label itself, behind a soft prompt of `prompt_tokens` embeddings (50 as in
+    the paper, 0 for none), trained as `task` says at `prompt_learning_rate` (in units of `train_prompt`).
     """
 
     model: str
@@ -64,6 +71,9 @@ class Recipe:
     adapters: Schedule = field(default_factory=lambda: Schedule(epochs=8, learning_rate=7e-4))
     task: Schedule = field(default_factory=lambda: Schedule(epochs=2, learning_rate=6e-5, batch_size=32))
     lora_rank: int = 32
+    label_words: dict[str, str] = field(default_factory=dict)
+    prompt_tokens: int = 50
+    prompt_learning_rate: float = 0.05
     seed: int = 0
     precision: str = "auto"
 
@@ -79,26 +89,32 @@ def train(
 ) -> None:
     """Trains a bundle into the folder `out`; checkpoints and metrics go to `OUT.work` beside it.
 
-    A model that already classifies is frozen as it is; a bare encoder is first tuned on the labelled examples. The
-    same call after a kill goes on from the last checkpoint, and a fixed seed on one machine repeats the run.
+    A model that already classifies is frozen as it is; a bare one is first tuned on the labelled examples, and a
+    language model gets a soft prompt from them (`Recipe`). The same call after a kill goes on from the last checkpoint,
+    and a fixed seed on one machine repeats the run.
     `provenance` (the command, the data's name and licence) is stored as it is.
 
     Raises `TrainingError` for settings that do not fit the model, the data or an earlier run in the same place, and
     what `find_base` and `view` raise.
     """
     found = find_base(recipe.model, base)
-    labels, is_classifier = _labels(found, recipe, examples)
+    kind = _kind(found)
+    labels = _labels(found, kind, recipe, examples)
     work = out.with_name(out.name + ".work")
-    _same_run(work, recipe, examples)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
 
     torch.manual_seed(recipe.seed)
-    model = load_model(found.folder, found.folder, labels)
+    base_tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    verbalizer = verbalize(base_tokenizer, labels, recipe.label_words) if kind == "language model" else None
+    prompt_tokens = 0 if verbalizer is None else recipe.prompt_tokens
+    model = load_model(found.folder, found.folder, labels, verbalizer)
     backbone = view(model)
     nn.Module.to(model, device)
     max_tokens = min(recipe.max_tokens, backbone.max_tokens)
-    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(found.folder), max_tokens)
+    if prompt_tokens >= max_tokens:
+        raise TrainingError(f"a soft prompt of {prompt_tokens} tokens leaves no room for text in {max_tokens}")
+    tokenizer = Tokenizer(base_tokenizer, max_tokens, prompt_ids(model, prompt_tokens))
     joined = join_texts(examples, recipe.join_rounds, recipe.seed)
     samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
     targets = label_ids(examples, labels)
@@ -106,19 +122,29 @@ def train(
         targets += [UNLABELLED] * len(joined)
     prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
     points = _points(recipe, prefill, backbone.num_layers)
-    if not points and is_classifier:
+    if not points and kind != "bare" and not prompt_tokens:
         raise TrainingError("there is nothing to train: name at least one --width of 2 or more, or a --point")
     # Made before tuning, so that a method or width that does not fit is refused at once.
     multiplexers = {
         point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size).to(device)
         for point in points
     }
+    if targets is None and kind == "bare":
+        raise TrainingError(f"{recipe.model} is a bare model: tuning it needs labelled text (--label-column)")
+    if targets is None and prompt_tokens:
+        raise TrainingError("a soft prompt needs labelled text (--label-column): or leave it out, --prompt-tokens 0")
+    # Only now, so that settings which were refused leave nothing behind that is in the way of better ones.
+    _same_run(work, recipe, examples)
     seconds = {}
 
     task: PeftModel | None = None
-    if not is_classifier:
-        if targets is None:
-            raise TrainingError(f"{recipe.model} is a bare encoder: tuning it needs labelled text (--label-column)")
+    prompt: Tensor | None = None
+    if prompt_tokens and targets is not None:
+        schedule = replace(recipe.task, learning_rate=recipe.prompt_learning_rate)
+        prompt, seconds["task"] = train_prompt(
+            backbone, prompt_tokens, samples, targets, schedule, work, tokenizer, recipe.seed, device, precision
+        )
+    if kind == "bare" and targets is not None:
         task, seconds["task"] = tune(
             lambda: load_model(found.folder, found.folder, labels),
             samples,
@@ -149,7 +175,7 @@ def train(
     save_bundle(
         out,
         name=name,
-        base=BaseEntry(model_id=recipe.model, sha256=sha256(found.weights)),
+        base=BaseEntry(model_id=recipe.model, sha256=sha256(*found.weights)),
         labels=labels,
         max_tokens=max_tokens,
         source=found.folder,
@@ -165,6 +191,8 @@ def train(
             "seconds": {stage: round(value) for stage, value in seconds.items()},
             **(provenance or {}),
         },
+        verbalizer=verbalizer,
+        prompt=prompt,
     )
 
 
@@ -188,23 +216,33 @@ def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoin
     return sorted(points)
 
 
-def _labels(found: BaseModel, recipe: Recipe, examples: Sequence[Example]) -> tuple[list[str], bool]:
-    """The class names, and whether the model already is a classifier."""
-    config = AutoConfig.from_pretrained(found.folder)
-    architectures = config.architectures or []
+def _kind(found: BaseModel) -> Kind:
+    architectures = AutoConfig.from_pretrained(found.folder).architectures or []
     if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+        return "classifier"
+    if any(architecture.endswith(("ForCausalLM", "ForConditionalGeneration")) for architecture in architectures):
+        return "language model"
+    return "bare"
+
+
+def _labels(found: BaseModel, kind: Kind, recipe: Recipe, examples: Sequence[Example]) -> list[str]:
+    """The class names, by index."""
+    if recipe.label_words and kind != "language model":
+        raise TrainingError(f"{recipe.model} is no language model: leave out --label-word")
+    if kind == "classifier":
         if recipe.labels:
             raise TrainingError(f"{recipe.model} is a classifier with its own labels: leave out --labels")
-        return [str(config.id2label[i]) for i in range(config.num_labels)], True
+        config = AutoConfig.from_pretrained(found.folder)
+        return [str(config.id2label[i]) for i in range(config.num_labels)]
     if recipe.labels:
-        return list(recipe.labels), False
+        return list(recipe.labels)
     names = {example.label for example in examples if example.label is not None}
     if len(names) < 2:
-        raise TrainingError(f"{recipe.model} is a bare encoder: it needs text with at least two labels to be tuned on")
+        raise TrainingError(f"{recipe.model} is a {kind} without labels of its own: name them, or bring labelled text")
     if all(name.isdigit() for name in names):
         # Numbers are class indices; sorted as text, 10 would come before 2.
-        return [str(index) for index in range(max(map(int, names)) + 1)], False
-    return sorted(names), False
+        return [str(index) for index in range(max(map(int, names)) + 1)]
+    return sorted(names)
 
 
 def _same_run(work: Path, recipe: Recipe, examples: Sequence[Example]) -> None:

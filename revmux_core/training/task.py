@@ -1,4 +1,4 @@
-"""Tunes a bare encoder on a labelled task, then keeps what it learnt as low-rank updates, before it is frozen."""
+"""Tunes a bare model on a labelled task, then keeps what it learnt as low-rank updates, before it is frozen."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def tune(
         if tokenizer.mask_id is not None:
             hidden = (torch.rand(ids.shape) < _MASKED) & ~torch.isin(ids, special)
             ids = ids.masked_fill(hidden, tokenizer.mask_id)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        if type_ids is not None:
-            inputs["token_type_ids"] = type_ids.to(device)
-        logits = tuned(**inputs).logits.float()
+        ids, mask = ids.to(device), mask.to(device)
+        hidden = backbone.embed(ids, mask, None if type_ids is None else type_ids.to(device))
+        hidden = backbone.run(hidden, mask, backbone.layers(0, backbone.num_layers))
+        logits = backbone.head(backbone.pool(hidden, torch.arange(len(ids), device=device), mask)).float()
         return labelled_cross_entropy(logits, targets[indices].to(device)), {}
 
     trained = {key: value for key, value in tuned.train().named_parameters() if value.requires_grad}

@@ -34,7 +34,8 @@ def bench(
     text_column: TextColumn = None,
     base: BaseOption = None,
     shape: Annotated[
-        str | None, typer.Option(help="In place of a bundle, random weights of this size: bert-base, bert-large, ...")
+        str | None,
+        typer.Option(help="In place of a bundle, random weights of this size: bert-base, t5-small, llama3-8b, ..."),
     ] = None,
     length: Annotated[int, typer.Option(help="With --shape: tokens of every text.", min=2, max=512)] = 128,
     prefill: Annotated[
@@ -63,7 +64,7 @@ def bench(
     size, place = shape_of(shape), pick_device(device)
     precision = choose_dtype(dtype, backend, place)
     widths = sorted({*(width or WIDTHS)} - {1})
-    first = size.layers // 2 if prefill is None else prefill
+    first = size.num_layers // 2 if prefill is None else prefill
     classifier = random_classifier(size, widths, first, place, precision, backend)
     # One batch, which holds a composite of every width.
     samples = random_tokens(max(batch_tokens // length, *widths, 1), length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from server.cli.measure import measure
 
 
 def train(
-    model: Annotated[str, typer.Option(help="A classifier or a bare encoder: hub id or folder.")],
+    model: Annotated[str, typer.Option(help="A classifier, a language model or a bare encoder: hub id or folder.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; checkpoints go to a folder beside it.")],
     width: Annotated[list[int] | None, typer.Option(help="Mux widths to train; repeat the option.")] = None,
@@ -40,7 +41,19 @@ def train(
     delta_rank: Annotated[
         int, typer.Option(help="Rank of the updates that upper layers get in multiplexed mode; 0: none.", min=0)
     ] = 0,
-    labels: Annotated[str, typer.Option(help="Names of a bare encoder's classes, by index, with commas.")] = "",
+    labels: Annotated[
+        str, typer.Option(help="Names of the classes of a model without any, by index, with commas.")
+    ] = "",
+    label_word: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LABEL=WORD: the word that a language model scores for a label, a single token; repeat the option. "
+            "Default: the label itself."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(help="Length of the soft prompt that a language model gets; 0: none.", min=0)
+    ] = 50,
     name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: that of the folder.")] = None,
     data_licence: Annotated[
         str | None, typer.Option(help="Source and licence of the data, for the model card.")
@@ -56,8 +69,13 @@ def train(
     ce: Annotated[float, typer.Option(help="Weight of the cross-entropy on labels.")] = 1.0,
     kl: Annotated[float, typer.Option(help="Weight of the distillation to the frozen model's logits.")] = 1.0,
     infonce: Annotated[float, typer.Option(help="Weight of InfoNCE against the frozen model's states.")] = 0.25,
-    task_epochs: Annotated[float, typer.Option(help="Epochs of tuning a bare encoder on the task.")] = 2,
-    task_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of that tuning.")] = 6e-5,
+    task_epochs: Annotated[
+        float, typer.Option(help="Epochs of tuning a bare encoder, or a soft prompt, on the task.")
+    ] = 2,
+    task_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of tuning a bare encoder.")] = 6e-5,
+    prompt_learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of a soft prompt, in units of the word embeddings' mean size.")
+    ] = 0.05,
     task_batch_size: Annotated[int, typer.Option(help="Samples a step of that tuning.")] = 32,
     lora_rank: Annotated[int, typer.Option(help="Rank of the task's LoRA updates.")] = 32,
     max_tokens: Annotated[int, typer.Option(help="Longest input; at most the model's own limit.")] = 512,
@@ -84,6 +102,9 @@ def train(
         prefill=prefill,
         delta_rank=delta_rank,
         labels=tuple(filter(None, (label.strip() for label in labels.split(",")))),
+        label_words=_label_words(label_word or ()),
+        prompt_tokens=prompt_tokens,
+        prompt_learning_rate=prompt_learning_rate,
         max_tokens=max_tokens,
         join_rounds=join_rounds,
         losses=LossWeights(ce=ce, kl=kl, infonce=infonce),
@@ -102,3 +123,11 @@ def train(
     typer.echo(f"wrote {out}")
     if held_out is None:
         typer.echo(f"measure it before you serve it: revmux card --bundle {out} --data HELD_OUT", err=True)
+
+
+def _label_words(options: Sequence[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    for label, _, word in pairs:
+        if not label or not word:
+            raise typer.BadParameter("write LABEL=WORD, as in negative=terrible", param_hint="--label-word")
+    return {label: word for label, _, word in pairs}

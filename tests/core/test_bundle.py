@@ -97,6 +97,6 @@ def test_the_base_is_found_in_the_hugging_face_cache(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert sha256(find_base("org/tiny").weights) == sha256(tiny_base_path / "model.safetensors")
+    assert sha256(*find_base("org/tiny").weights) == sha256(tiny_base_path / "model.safetensors")
     with pytest.raises(BaseModelError, match="org/other is neither a local folder nor in the Hugging Face cache"):
         find_base("org/other")

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import BertModel, LlamaForCausalLM, T5ForConditionalGeneration
 
+from revmux_core.backends import BackendName
 from revmux_core.benchmark import measure_speed
 from revmux_core.errors import RevmuxError
 from revmux_core.shapes import SHAPES, Shape, matrix_rate, random_classifier, random_tokens, shape_of
 
 
-@pytest.mark.parametrize(("name", "millions"), [("minilm-l6", 10.6), ("bert-base", 84.9), ("bert-large", 302.0)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("minilm-l6", 10.6), ("bert-base", 84.9), ("bert-large", 302.0), ("llama3-8b", 6979)]
+)
 def test_a_token_costs_two_operations_a_weight(name: str, millions: float) -> None:
     """As many weights as the papers give these models without their embeddings."""
     assert SHAPES[name].flops_per_token(0) == pytest.approx(2e6 * millions, rel=0.01)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-def test_every_width_of_a_shape_is_measured(backend: str) -> None:
-    small = Shape(2, 64, 2, 128)
-    classifier = random_classifier(small, [2, 4], 1, torch.device("cpu"), torch.float32, backend)
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_as_many_weights_as_their_models(name: str) -> None:
+    shape = SHAPES[name]
+    kind = {"bert": BertModel, "t5": T5ForConditionalGeneration, "llama": LlamaForCausalLM}[shape.family]
+    with torch.device("meta"):
+        model = kind(shape.config())
+    assert shape.weights == pytest.approx(model.num_parameters(), rel=0.02)
+
+
+SMALL = [Shape(2, 64, 2, 128), Shape(3, 64, 2, 128, "t5"), Shape(4, 64, 4, 128, "llama", key_value_heads=2)]
+
+
+@pytest.mark.parametrize(("shape", "backend"), [*((shape, "torch") for shape in SMALL), (SMALL[0], "openvino")])
+def test_every_width_of_a_shape_is_measured(shape: Shape, backend: BackendName) -> None:
+    half = shape.num_layers // 2
+    classifier = random_classifier(shape, [2, 4], half, torch.device("cpu"), torch.float32, backend)
     speeds = measure_speed(classifier, random_tokens(8, 16), classifier.points, 0, 1, 128)
     assert [(speed.width, speed.ideal_speedup) for speed in speeds] == [(1, 1), (2, 4 / 3), (4, 1.6)]
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
+
+
+def test_weights_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revmux_core.shapes.memory_bytes", lambda device: 10**9)
+    with pytest.raises(RevmuxError, match=r"take 16\.1 GB in bfloat16, the cpu has 1\.0 GB: choose a smaller"):
+        random_classifier(SHAPES["llama3-8b"], [2], 16, torch.device("cpu"), torch.bfloat16)
 
 
 def test_an_unknown_shape_names_those_there_are() -> None:

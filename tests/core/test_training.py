@@ -148,7 +148,7 @@ def test_points_that_make_no_sense_are_refused(name: str, problem: str, tiny_bas
 
 
 def test_a_bare_encoder_without_labels_is_refused(bare_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="bare encoder"):
+    with pytest.raises(TrainingError, match="bare without labels"):
         train(recipe(bare_encoder), [Example("good film")] * 20, tmp_path / "bundle", "tiny")
 
 
