@@ -30,7 +30,8 @@ class MuxBatch:
     """Padded samples in plan order, S of them, T the longest.
 
     `mask` `[S, T]` is of all. `ids` and `type_ids` are of the samples that start with their tokens, `[F, T]`;
-    `prefilled` has, for every group that starts above the first layer, its states `[S_group, T, d]`.
+    `prefilled` has, for every group that starts above the first layer, its states `[S_group, T, d]`. `place` `[S]` is
+    the row of every sample in the order in which the plan numbers them.
     """
 
     plan: MuxPlan
@@ -38,14 +39,23 @@ class MuxBatch:
     mask: Tensor
     ids: Tensor
     type_ids: Tensor | None
+    place: Tensor
     prefilled: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> MuxBatch:
+        """The batch on `device`.
+
+        It goes to a GPU from pinned memory: only from there is the copy the GPU's own work, which the caller does not
+        wait for. PyTorch keeps what is pinned until it was copied, and uses it again for the next batch.
+        """
         if self.mask.device == device:
             return self
-        mask, ids = self.mask.to(device, non_blocking=True), self.ids.to(device, non_blocking=True)
-        type_ids = None if self.type_ids is None else self.type_ids.to(device, non_blocking=True)
-        return replace(self, mask=mask, ids=ids, type_ids=type_ids)
+
+        def move(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        type_ids = None if self.type_ids is None else move(self.type_ids)
+        return replace(self, mask=move(self.mask), ids=move(self.ids), type_ids=type_ids, place=move(self.place))
 
 
 def collate(
@@ -57,7 +67,8 @@ def collate(
     """
     if plan.samples != len(samples):
         raise ValueError(f"the plan holds {plan.samples} samples, got {len(samples)}")
-    lengths = tuple(len(samples[index]) for index in plan.order)
+    order = plan.order
+    lengths = tuple(len(samples[index]) for index in order)
     longest = max(lengths)
     fresh: list[Tokens] = []
     prefilled = []
@@ -76,7 +87,8 @@ def collate(
             missing = longest - padded.shape[1]
             prefilled.append(F.pad(padded, (0, 0, 0, missing) if padding_side == "right" else (0, 0, missing, 0)))
     ids, _, type_ids = pad(fresh, pad_id, padding_side, longest)
-    return MuxBatch(plan, lengths, make_mask(lengths, longest, padding_side), ids, type_ids, tuple(prefilled))
+    mask, place = make_mask(lengths, longest, padding_side), torch.from_numpy(np.argsort(order))
+    return MuxBatch(plan, lengths, mask, ids, type_ids, place, tuple(prefilled))
 
 
 def make_mask(lengths: Sequence[int], longest: int, padding_side: str) -> Tensor:

@@ -27,7 +27,8 @@ class Speed:
     """One point's speed.
 
     `speedup` is over the plain path, the median of the rounds' own ratios; `ideal_speedup` is that of the layer compute
-    alone (`OperatingPoint.ideal_speedup`). `over_reference` is the speed-up over the plain path in PyTorch.
+    alone (`OperatingPoint.ideal_speedup`). `over_reference` is the speed-up over the plain path in PyTorch on the same
+    weights: in float32 beside OpenVINO, else in the backend's own precision.
     """
 
     point: str

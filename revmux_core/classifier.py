@@ -126,14 +126,12 @@ class MuxClassifier(nn.Module):
             self._confidence(track.point, *rows)
             for track, *rows in zip(tracks, pooled.split(sizes), logits.split(sizes), strict=True)
         ]
-        order = batch.plan.order
-        place = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=logits.device)
         return Outcome(
-            logits[place],
-            pooled[place],
-            _cat(confidences)[place],
+            logits[batch.place],
+            pooled[batch.place],
+            _cat(confidences)[batch.place],
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
-            dict(zip(order, batch.lengths, strict=True)),
+            dict(zip(batch.plan.order, batch.lengths, strict=True)),
             self.backbone.padding_side,
         )
 

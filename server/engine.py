@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from revmux_core.batch import MuxBatch, Prefilled, collate
 from revmux_core.bundle import Bundle
+from revmux_core.classifier import Outcome
 from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
 from revmux_core.points import OperatingPoint
 from server.adaptive import CostModel, Timing
@@ -26,10 +28,37 @@ CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
 """Where throughput stops growing with the batch, while latency goes on to."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch that was given to the device.
+
+    `outcomes` are those of its parts, each with its samples' numbers; `logits` `[S, C]` and `confidences` `[S]` are on
+    their way to the host, in the order of the parts. `begun` and `ended` are marks in a GPU's work, None on a CPU,
+    where it took `seconds`.
+    """
+
+    outcomes: list[tuple[tuple[int, ...], Outcome]]
+    logits: torch.Tensor
+    confidences: torch.Tensor
+    padded: int
+    seconds: float
+    begun: torch.cuda.Event | None = None
+    ended: torch.cuda.Event | None = None
+
+    def wait(self) -> float:
+        """Returns once both have arrived: the seconds that the device took."""
+        if self.begun is None or self.ended is None:
+            return self.seconds
+        self.ended.synchronize()
+        return self.begun.elapsed_time(self.ended) / 1000
+
+
 class Engine:
     """Runs batches on `device`, one after the other, in the order in which they were handed over.
 
-    Collation runs in the caller's thread, so that it overlaps with the batch that the device thread computes.
+    Collation runs in the caller's thread, so that it overlaps with the batch that the device thread computes. A GPU's
+    results are awaited in another thread, so that the device thread can launch the next batch meanwhile and the GPU
+    goes on with that at once.
     """
 
     def __init__(self, bundle: Bundle, points: Sequence[OperatingPoint], device: torch.device) -> None:
@@ -37,6 +66,7 @@ class Engine:
         self._points = points
         self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-reader")
         self._part_cost = math.inf
 
     @property
@@ -52,7 +82,11 @@ class Engine:
         The future raises `FloatingPointError` where the model answered with NaN or infinity.
         """
         parts = self._collate(samples, plan)
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._infer, parts, thresholds)
+        loop = asyncio.get_running_loop()
+        if self._device.type != "cuda":
+            return loop.run_in_executor(self._thread, self._infer, parts, thresholds)
+        launched = self._thread.submit(self._launch, parts)
+        return loop.run_in_executor(self._reader, lambda: _read(launched.result(), thresholds))
 
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
         """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
@@ -80,6 +114,7 @@ class Engine:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._reader.shutdown()
 
     def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> list[tuple[tuple[int, ...], MuxBatch]]:
         """The batch in parts of similar length, each with its samples' numbers."""
@@ -91,25 +126,48 @@ class Engine:
         ]
 
     def _infer(self, parts: Sequence[tuple[tuple[int, ...], MuxBatch]], thresholds: Sequence[float]) -> Scores:
-        begun = time.perf_counter()
-        # All are given to the device before the first is read back.
+        return _read(self._launch(parts), thresholds)
+
+    def _launch(self, parts: Sequence[tuple[tuple[int, ...], MuxBatch]]) -> _Launched:
+        """Gives all parts to the device; on a GPU it does not wait for any."""
+        started = time.perf_counter()
+        begun = self._mark()
         outcomes = [(members, self._bundle.classifier(batch.to(self._device))) for members, batch in parts]
-        order = [member for members, _ in outcomes for member in members]
-        place = np.argsort(order)
-        logits = np.concatenate([outcome.logits.float().cpu().numpy() for _, outcome in outcomes])[place]
-        confidences = np.concatenate([outcome.confidences.float().cpu().numpy() for _, outcome in outcomes])[place]
-        kept = {
-            members[row]: outcome.prefilled(group, position)
-            for members, outcome in outcomes
-            for group in outcome.states
-            for position, row in enumerate(group.members)
-            if confidences[members[row]] < thresholds[members[row]]
-        }
-        seconds = time.perf_counter() - begun
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("the model answered with NaN or infinity")
+        # To pinned memory, as the copies are not waited for.
+        logits, confidences = (
+            torch.cat(rows).float().to("cpu", non_blocking=True)
+            for rows in zip(*((outcome.logits, outcome.confidences) for _, outcome in outcomes), strict=True)
+        )
         padded = sum(self._bundle.classifier.executor.positions(batch.lengths) for _, batch in parts)
-        return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept, padded)
+        return _Launched(outcomes, logits, confidences, padded, time.perf_counter() - started, begun, self._mark())
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """An event after all that the GPU was given so far; None on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+def _read(launched: _Launched, thresholds: Sequence[float]) -> Scores:
+    """The scores of a batch in the order of its samples, once the device has finished it.
+
+    Raises `FloatingPointError` where the model answered with NaN or infinity.
+    """
+    seconds = launched.wait()
+    place = np.argsort([member for members, _ in launched.outcomes for member in members])
+    logits, confidences = launched.logits.numpy()[place], launched.confidences.numpy()[place]
+    kept = {
+        members[row]: outcome.prefilled(group, position)
+        for members, outcome in launched.outcomes
+        for group in outcome.states
+        for position, row in enumerate(group.members)
+        if confidences[members[row]] < thresholds[members[row]]
+    }
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model answered with NaN or infinity")
+    return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept, launched.padded)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -56,12 +56,15 @@ class Settings(BaseSettings):
         "auto",
         description="Quality of requests that name none; auto is guaranteed for a calibrated bundle, fast for another.",
     )
-    backend: BackendName = Field("torch", description="What runs the layers: torch, or openvino on a CPU (an extra).")
+    backend: BackendName = Field(
+        "torch",
+        description="What runs the layers: torch, inductor (torch.compile), or openvino on a CPU (an extra).",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: DtypeName = Field(
         "auto",
-        description="Precision of the matrix products: float32, bfloat16 or int8 (openvino only); auto: float32 for "
-        "torch on a CPU, else bfloat16 where the hardware has it.",
+        description="Precision of the matrix products: float32, bfloat16 or int8 (openvino only); auto: bfloat16 "
+        "on a GPU, and for openvino on a CPU that has it, else float32.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads for the model; PyTorch decides by default.")
     max_batch_tokens: int | None = Field(

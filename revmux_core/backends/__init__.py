@@ -1,8 +1,11 @@
-"""What runs the layers: PyTorch as it is, which is the reference, or a compiled form of the same layers."""
+"""What runs the layers: PyTorch as it is, which is the reference, or a compiled form of the same layers.
+
+`inductor` is what `torch.compile` compiles with, and on a GPU captures in CUDA graphs.
+"""
 
 from typing import Literal
 
-BackendName = Literal["torch", "openvino"]
+BackendName = Literal["torch", "inductor", "openvino"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 """Precision of the matrix products; auto is `select.default_dtype`."""

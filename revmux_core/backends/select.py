@@ -35,11 +35,20 @@ def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.d
     """Moves `classifier` to `device` and has `backend` run its layers and multiplexers in `dtype`.
 
     Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Raises
-    `RevmuxError` where the backend is not installed, or for a device or a family that it does not run.
+    `RevmuxError` where the backend is not installed, or for a device or a family that it does not run. What Inductor
+    lacks, a C++ compiler for one, shows when it first compiles.
     """
     if backend == "torch":
         classifier.to(device=device, dtype=dtype)
         classifier.executor = EagerExecutor(classifier.backbone)
+        return
+    if backend == "inductor":
+        # Heavy: what compiles is imported with it.
+        from revmux_core.backends.graphs import capture_graph
+        from revmux_core.backends.inductor import InductorExecutor
+
+        classifier.to(device=device, dtype=dtype)
+        classifier.executor = InductorExecutor(classifier, capture_graph(device) if device.type == "cuda" else None)
         return
     _require_openvino()
     if device.type != "cpu":

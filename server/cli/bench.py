@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -21,6 +21,9 @@ from server.cli.common import (
     print_report,
     read,
 )
+
+if TYPE_CHECKING:
+    from revmux_core.benchmark import Speed
 
 WIDTHS = (2, 4, 8)
 
@@ -95,6 +98,10 @@ def _time(classifier: Any, samples: Any, points: Any, pad_id: int, rounds: int, 
         "mean_tokens": sum(map(len, samples)) / len(samples),
         "batch_tokens": batch_tokens,
         # Early exits apart: whoever looks up width 1 in the list wants the plain path.
-        "widths": [speed.to_json() for speed in speeds if speed.point not in exits],
-        "early_exits": [speed.to_json() for speed in speeds if speed.point in exits],
+        "widths": [_row(speed) for speed in speeds if speed.point not in exits],
+        "early_exits": [_row(speed) for speed in speeds if speed.point in exits],
     }
+
+
+def _row(speed: Speed) -> dict[str, Any]:
+    return speed.to_json() | {"share_of_ideal": speed.speedup / speed.ideal_speedup}

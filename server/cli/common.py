@@ -26,7 +26,10 @@ PairColumn = Annotated[str | None, typer.Option(help="Column of the second text 
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label, as its name or index.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 BackendOption = Annotated[
-    BackendName, typer.Option("--backend", help="What runs the layers: torch, or openvino on a CPU (an extra).")
+    BackendName,
+    typer.Option(
+        "--backend", help="What runs the layers: torch, inductor (torch.compile), or openvino on a CPU (an extra)."
+    ),
 ]
 DtypeOption = Annotated[
     DtypeName,

@@ -1,0 +1,81 @@
+"""Where a classifier's layers are cut for compilation, and what is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from revmux_core.backbones import Backbone
+from revmux_core.classifier import MuxClassifier
+from revmux_core.composites import multiplex
+from revmux_core.multiplexing import Multiplexer
+from revmux_core.points import OperatingPoint
+
+Piece = tuple[nn.Module, ...]
+"""Neighbouring layers between two seams: no point multiplexes, stops or skips layers within."""
+
+
+class Pieces:
+    """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces."""
+
+    def __init__(self, classifier: MuxClassifier) -> None:
+        backbone = classifier.backbone
+        self._frozen = backbone.layers(0, backbone.num_layers)
+        self._depths = {layer: depth for depth, layer in enumerate(self._frozen)}
+        self._own: dict[OperatingPoint, Sequence[nn.Module]] = {}
+        for point in classifier.points:
+            if point == classifier.plain:
+                continue
+            deltas = classifier.adapters_of(point).deltas
+            if deltas is not None:
+                self._own[point] = list(deltas.layers)
+                self._depths.update(zip(deltas.layers, point.upper, strict=True))
+        self.limit(classifier.points)
+
+    def limit(self, points: Collection[OperatingPoint]) -> None:
+        """From now on only `points` make seams."""
+        self._points = points
+        self._seams = {seam for point in points for seam in point.seams(len(self._frozen))}
+
+    def cut(self, layers: Sequence[nn.Module]) -> Iterator[Piece]:
+        """`layers`, which begin at a seam, in pieces."""
+        piece: list[nn.Module] = []
+        for layer in layers:
+            if piece and self._depths[layer] in self._seams:
+                yield tuple(piece)
+                piece = []
+            piece.append(layer)
+        yield tuple(piece)
+
+    def all(self) -> list[Piece]:
+        """The pieces of the frozen layers, and of every point's own versions of its upper layers."""
+        own = [self._own[point] for point in self._points if point in self._own]
+        return [piece for layers in [self._frozen, *own] for piece in self.cut(layers)]
+
+
+class Layers(nn.Module):
+    """Neighbouring layers as one module."""
+
+    def __init__(self, backbone: Backbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states `[R, T, d]` with their mask `[R, T]` to those after the layers."""
+        return self._backbone.run(hidden, mask, list(self.layers))
+
+
+class Multiplexing(nn.Module):
+    """What makes composites of prefilled samples, as one module."""
+
+    def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.multiplexer = multiplexer
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples `[B*N, T, d]` with their masks `[B*N, T]` to the `hidden`, `mask` and `own` of `Composites`."""
+        composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
+        return composites.hidden, composites.mask, composites.own
