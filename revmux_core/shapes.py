@@ -62,8 +62,9 @@ def random_classifier(
     device: torch.device,
     dtype: torch.dtype,
     backend: BackendName = "torch",
+    classes: int = 2,
 ) -> MuxClassifier:
-    """An untrained classifier of two labels with points of `widths` that share all layers from `prefill` on.
+    """An untrained classifier of `classes` labels with points of `widths` that share all layers from `prefill` on.
 
     Raises `RevmuxError` for a width or a prefill that does not fit the shape.
     """
@@ -74,6 +75,7 @@ def random_classifier(
         num_attention_heads=shape.heads,
         intermediate_size=shape.inner,
     )
+    config.num_labels = classes
     backbone = view(BertForSequenceClassification(config))
     adapters = {}
     for width in widths:

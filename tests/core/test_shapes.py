@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from revmux_core.benchmark import measure_speed
+from revmux_core.benchmark import Load, measure_speed
 from revmux_core.errors import RevmuxError
 from revmux_core.shapes import SHAPES, Shape, matrix_rate, random_classifier, random_tokens, shape_of
 
@@ -20,7 +20,7 @@ def test_a_token_costs_two_operations_a_weight(name: str, millions: float) -> No
 def test_every_width_of_a_shape_is_measured(backend: str) -> None:
     small = Shape(2, 64, 2, 128)
     classifier = random_classifier(small, [2, 4], 1, torch.device("cpu"), torch.float32, backend)
-    speeds = measure_speed(classifier, random_tokens(8, 16), classifier.points, 0, 1, 128)
+    [speeds] = measure_speed([Load(classifier, random_tokens(8, 16), 0, 128)], classifier.points, 1)
     assert [(speed.width, speed.ideal_speedup) for speed in speeds] == [(1, 1), (2, 4 / 3), (4, 1.6)]
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
 
