@@ -69,10 +69,11 @@ def read(part: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "x": grown[part](row),
-            "series": "plain" if row["width"] == 1 else f"width {row['width']}",
+            "series": series or ("plain" if row["width"] == 1 else f"width {row['width']}"),
             "sequences_per_second": row["sequences_per_second"],
             "tokens_per_second": row["sequences_per_second"] * row["mean_tokens"],
             "working_bytes": row["working_bytes"],
         }
-        for row in (*report["widths"], *report["early_exits"])
+        for series, rows in ((None, report["widths"]), ("early exit", report["early_exits"]))
+        for row in rows
     ]

@@ -43,8 +43,9 @@ def plot_engine(parts: Mapping[str, Part], path: Path) -> bool:
             if part == "width":
                 _bars(axes, parts[part].rows, field, scale)
             else:
-                # Sequences fall as texts grow by what they grow: a straight line where a token costs the same.
-                _lines(axes, parts[part].rows, [(field, "-")], scale, logarithmic=part == "length")
+                # A straight line where twice the tokens are half the sequences.
+                straight = part == "length" and field == "sequences_per_second"
+                _lines(axes, parts[part].rows, [(field, "-")], scale, logarithmic=straight)
             axes.set_ylabel(unit)
         column[0].set_title(part)
         column[2].set_xlabel(AXES[part])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from loadtest.workload import shuffled
 
 # What client and server have open beside connections: libraries, logs, the model's files.
 SPARE_FILES = 256
-# Distinct requests of a list size, so that not every one holds the same texts.
+# Distinct requests of a list size, at least, so that not every one holds the same texts.
 LISTS = 4
 # After it is ready a server may still have something to put away.
 SETTLE_SECONDS = 1.0
@@ -48,11 +49,12 @@ def allow_connections(count: int) -> None:
 
 
 def lists_of(texts: Sequence[str], size: int) -> list[str | list[str]]:
-    """Requests of `size` texts each: every text once at size 1, else `LISTS` lists cut one after the other."""
+    """Requests of `size` texts each that hold every text: at size 1 it alone, else lists cut one after the other."""
     if size == 1:
         return list(texts)
     endless = itertools.cycle(texts)
-    return [list(itertools.islice(endless, size)) for _ in range(LISTS)]
+    count = max(LISTS, math.ceil(len(texts) / size))
+    return [list(itertools.islice(endless, size)) for _ in range(count)]
 
 
 def rate(run: Run, size: int) -> float:
@@ -86,12 +88,12 @@ async def measure(
 ) -> list[dict[str, Any]]:
     """Rows of all settings on all servers, see `Part`; rounds go through both in turn, after a run that warms up.
 
-    Latencies and throughput are medians over rounds. Memory is the first round's, which grows from small to large:
-    what a server has once held it does not always give back.
+    Latencies and throughput are medians over rounds. Memory is the first round's, which goes from small to large as
+    does the list of settings: what a server has once held it does not always give back.
     """
     runs: dict[tuple[int, str], list[tuple[Summary, float, int | None]]] = {}
     for name, server in servers.items():
-        await _run(server, max(settings, key=lambda setting: setting.x), 0, seconds)
+        await _run(server, min(settings, key=lambda setting: setting.x), 0, seconds)
         say(f"{name} is warm")
     for number in range(rounds):
         for setting in settings:

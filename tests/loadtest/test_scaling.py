@@ -86,7 +86,10 @@ def test_what_the_engine_is_asked_and_how_its_answer_is_read() -> None:
     row |= {"sequences_per_second": 10.0, "working_bytes": 5}
     answer = {"widths": [row], "early_exits": [row | {"point": "n1-l3", "width": 1}]}
     assert [read(name, answer)[0]["x"] for name in ("length", "batch", "classes", "width")] == [32, 4, 30, "n2-l3-u3"]
-    assert [(r["series"], r["tokens_per_second"]) for r in read("width", answer)] == [("width 2", 320), ("plain", 320)]
+    assert [(r["series"], r["tokens_per_second"]) for r in read("width", answer)] == [
+        ("width 2", 320),
+        ("early exit", 320),
+    ]
 
 
 def test_a_failing_engine_shows_its_log(tmp_path: Path) -> None:
@@ -102,6 +105,7 @@ def test_a_rate_counts_to_the_last_answer() -> None:
 
 def test_lists_hold_texts_in_turn() -> None:
     assert lists_of(["a", "b", "c"], 1) == ["a", "b", "c"]
+    assert len(lists_of(["a"] * 91, 10)) == 10
     lists = lists_of(["a", "b", "c"], 4)
     assert lists[:2] == [["a", "b", "c", "a"], ["b", "c", "a", "b"]]
 
