@@ -38,13 +38,15 @@ class _Exchange:
 
 
 class Client:
-    """Sends the sentences `texts` in the format `wire` to the server on a port of this machine and records the outcome.
+    """Sends `texts`, one a request, to the server on a port of this machine and records the outcome.
+
+    In place of a text there may be a list of them where the format `wire` has such requests.
 
     It is an async context manager, which closes its connections at the end.
     """
 
     def __init__(
-        self, port: int, texts: Sequence[str], connections: int = MAX_CONNECTIONS, wire: Wire = CLASSIFY
+        self, port: int, texts: Sequence[str | list[str]], connections: int = MAX_CONNECTIONS, wire: Wire = CLASSIFY
     ) -> None:
         self._port = port
         self._wire = wire

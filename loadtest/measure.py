@@ -119,13 +119,13 @@ def over_rounds(rounds: Sequence[Summary]) -> Summary:
         requests=sum(r.requests for r in rounds),
         errors=dict(sum((Counter(r.errors) for r in rounds), Counter())),
         throughput=median(r.throughput for r in rounds),
-        p50_seconds=_median([r.p50_seconds for r in rounds]),
-        p95_seconds=_median([r.p95_seconds for r in rounds]),
-        p99_seconds=_median([r.p99_seconds for r in rounds]),
-        accuracy=_median([r.accuracy for r in rounds]),
-        agreement=_median([r.agreement for r in rounds]),
+        p50_seconds=median_of_known([r.p50_seconds for r in rounds]),
+        p95_seconds=median_of_known([r.p95_seconds for r in rounds]),
+        p99_seconds=median_of_known([r.p99_seconds for r in rounds]),
+        accuracy=median_of_known([r.accuracy for r in rounds]),
+        agreement=median_of_known([r.agreement for r in rounds]),
         points=dict(sum((Counter(r.points) for r in rounds), Counter())),
-        escalation_rate=_median([r.escalation_rate for r in rounds]),
+        escalation_rate=median_of_known([r.escalation_rate for r in rounds]),
         loop_lag_p99_seconds=median(r.loop_lag_p99_seconds for r in rounds),
         lateness_p99_seconds=median(r.lateness_p99_seconds for r in rounds),
         cpu_share=median(r.cpu_share for r in rounds),
@@ -144,10 +144,11 @@ def generator_limits(summary: Summary) -> list[str]:
     return limits
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
+def median_of_known(values: Sequence[float | None]) -> float | None:
+    """The median of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

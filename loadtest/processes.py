@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,24 @@ def peak_rss_bytes(pid: int) -> int | None:
     their peaks may lie apart, so it is an upper bound of what the tree held. None where /proc does not tell."""
     peaks = [peak for process in tree(pid) if (peak := _peak(process.pid)) is not None]
     return sum(peaks) if peaks else None
+
+
+def reset_peaks(pid: int) -> None:
+    """Sets the peak that `peak_rss_bytes` reads to what each process of the tree holds now, where that can be done."""
+    for process in tree(pid):
+        with suppress(OSError):
+            # See proc_pid_clear_refs(5).
+            (_PROC / str(process.pid) / "clear_refs").write_text("5")
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time of all threads in the tree that still run, to the nanosecond; None where /proc does not tell."""
+    threads = [thread for process in tree(pid) for thread in (_PROC / str(process.pid) / "task").glob("*/schedstat")]
+    times = []
+    for thread in threads:
+        with suppress(OSError):
+            times.append(int(thread.read_text().split()[0]) / 1e9)
+    return sum(times) if times else None
 
 
 def _read(pid: int) -> Process | None:

@@ -18,16 +18,17 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """`body` makes the JSON of a POST to `path`; `read` takes the parsed JSON of its answer.
+    """`body` makes the JSON of a POST to `path` about a text (ours: or a list of them); `read` takes the parsed JSON of
+    its answer, of a list the first text's.
 
     `read` raises `KeyError`, `IndexError`, `TypeError` or `ValueError` for an answer in another format.
     """
 
     path: str
-    body: Callable[[str], object]
+    body: Callable[[Any], object]
     read: Callable[[Any], Reading]
 
-    def request(self, host: str, port: int, text: str) -> bytes:
+    def request(self, host: str, port: int, text: str | list[str]) -> bytes:
         """The whole HTTP/1.1 request."""
         body = json.dumps(self.body(text)).encode()
         head = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,43 +75,54 @@ def speedup_over(baseline: Callable[[], object], own: Callable[[], object], roun
     return median_ratio(seconds["baseline"], seconds["own"])
 
 
-def measure_speed(
-    classifier: MuxClassifier,
-    samples: Sequence[Tokens],
-    points: Iterable[OperatingPoint],
-    pad_id: int,
-    rounds: int,
-    batch_tokens: int,
-    progress: Callable[[], None] = lambda: None,
-) -> list[Speed]:
-    """Classifies all `samples` once per round and point, tokens to logits, in batches of `batch_tokens` padded tokens.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`samples` for `classifier`, tokens to logits, in batches of `batch_tokens` padded tokens."""
 
-    Rounds go through the points in turn (A B A B); the plain one is always among them, since the others are compared
-    with it, and so is the plain one in PyTorch where another backend runs the layers. `progress` is called after every
-    round. The result is in the order of `points`, none twice.
+    classifier: MuxClassifier
+    samples: Sequence[Tokens]
+    pad_id: int
+    batch_tokens: int
+
+    def run(self, point: OperatingPoint) -> None:
+        """Classifies all samples once."""
+        run_all(self.classifier, self.samples, point, self.pad_id, self.batch_tokens)
+
+
+def measure_speed(
+    loads: Sequence[Load],
+    points: Iterable[OperatingPoint],
+    rounds: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[list[Speed]]:
+    """Runs every load once per round and point; a list for each load, in the order of `points`, none twice.
+
+    All classifiers must have the same points. Rounds go through loads and points in turn (A B A B); the plain one is
+    always among them, since the others are compared with it, and so is the plain one in PyTorch where another backend
+    runs the layers. `progress` is called after every round.
     """
-    measured = dict.fromkeys([*points, classifier.plain])
-    contenders: dict[OperatingPoint | None, Callable[[], object]] = {
-        point: partial(run_all, classifier, samples, point, pad_id, batch_tokens) for point in measured
-    }
-    if not isinstance(classifier.executor, EagerExecutor):
-        reference = MuxClassifier(classifier.backbone, {})
-        contenders[None] = partial(run_all, reference, samples, reference.plain, pad_id, batch_tokens)
+    measured = dict.fromkeys([*points, loads[0].classifier.plain])
+    contenders: dict[tuple[int, OperatingPoint | None], Callable[[], object]] = {}
+    for number, load in enumerate(loads):
+        contenders |= {(number, point): partial(load.run, point) for point in measured}
+        if not isinstance(load.classifier.executor, EagerExecutor):
+            reference = replace(load, classifier=MuxClassifier(load.classifier.backbone, {}))
+            contenders[number, None] = partial(reference.run, reference.classifier.plain)
     seconds = time_in_turn(contenders, rounds, progress)
-    in_torch = seconds.get(None, seconds[classifier.plain])
-    layers = classifier.backbone.num_layers
-    return [
-        Speed(
+
+    def speed(number: int, load: Load, point: OperatingPoint) -> Speed:
+        own, plain = seconds[number, point], seconds[number, load.classifier.plain]
+        return Speed(
             point=point.name,
             width=point.width,
             prefill=point.prefill,
-            sequences_per_second=len(samples) / statistics.median(seconds[point]),
-            speedup=median_ratio(seconds[classifier.plain], seconds[point]),
-            ideal_speedup=point.ideal_speedup(layers),
-            over_reference=median_ratio(in_torch, seconds[point]),
+            sequences_per_second=len(load.samples) / statistics.median(own),
+            speedup=median_ratio(plain, own),
+            ideal_speedup=point.ideal_speedup(load.classifier.backbone.num_layers),
+            over_reference=median_ratio(seconds.get((number, None), plain), own),
         )
-        for point in measured
-    ]
+
+    return [[speed(number, load, point) for point in measured] for number, load in enumerate(loads)]
 
 
 def cascade_speedup(bundle: Bundle, samples: Sequence[Tokens], cascade: Cascade, rounds: int = 5) -> float:

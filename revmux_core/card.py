@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from revmux_core.benchmark import measure_speed
+from revmux_core.benchmark import Load, measure_speed
 from revmux_core.bundle import Bundle
 from revmux_core.evaluation import draws_at, evaluate, plain_labels
 from revmux_core.manifest import Calibration, Manifest, record_measurements
@@ -34,7 +34,8 @@ def measure_and_write(
     """
     layers = bundle.classifier.backbone.num_layers
     points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
-    speeds = measure_speed(bundle.classifier, samples, points, bundle.tokenizer.pad_id, _ROUNDS, BATCH_TOKENS, progress)
+    load = Load(bundle.classifier, samples, bundle.tokenizer.pad_id, BATCH_TOKENS)
+    [speeds] = measure_speed([load], points, _ROUNDS, progress)
     reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
     evaluations = [
         evaluate(

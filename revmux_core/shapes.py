@@ -126,8 +126,9 @@ def random_classifier(
     device: torch.device,
     dtype: torch.dtype,
     backend: BackendName = "torch",
+    classes: int = 2,
 ) -> MuxClassifier:
-    """An untrained classifier of two labels with points of `widths` that share all layers from `prefill` on.
+    """An untrained classifier of `classes` labels with points of `widths` that share all layers from `prefill` on.
 
     Its weights are made where and as they are used. Raises `RevmuxError` for a width or a prefill that does not fit the
     shape, and for a shape whose weights do not fit the device's memory.
@@ -141,7 +142,8 @@ def random_classifier(
         )
     torch.manual_seed(0)
     config = shape.config()
-    setattr(config, LABEL_WORDS, [1, 2])
+    config.num_labels = classes
+    setattr(config, LABEL_WORDS, list(range(1, classes + 1)))
     with torch.device(device):
         backbone = view(_MODELS[shape.family].from_config(config, dtype=made))
     adapters = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -19,6 +21,10 @@ from server.settings import Settings, SettingsError
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: above a load balancer's usual 60, so that the server never closes one
 that the balancer is about to use."""
+
+BUSY_TICK, IDLE_TICK = 0.1, 1.0
+"""Seconds between looks at whether to announce or to exit: while that is near, and while it is served, when only the
+date in the answers' heads needs them. Ten looks a second took 0.2% of a core of a server that had nothing to do."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -44,6 +50,18 @@ class DrainingServer(uvicorn.Server):
         self._announce = announce
         self._drain_until: float | None = None
         self._announced = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._awake = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        # Uvicorn renews the date at every tenth count.
+        while not await self.on_tick(0):
+            idle = self._announced and self._drain_until is None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_TICK if idle else BUSY_TICK):
+                    await self._awake.wait()
+            self._awake.clear()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Uvicorn would remember the signal and raise it again at the end; a drained server has ended well.
@@ -56,6 +74,8 @@ class DrainingServer(uvicorn.Server):
         """Begins to drain; from any thread."""
         self._service.drain()
         self._drain_until = time.monotonic() + self._service.settings.drain_timeout
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._awake.set)
 
     def drained(self) -> bool:
         """Whether nothing keeps a server that drains from ending."""

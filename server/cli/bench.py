@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from server.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from revmux_core.benchmark import Speed
+    from revmux_core.benchmark import Load, Speed
 
 WIDTHS = (2, 4, 8)
 
@@ -40,66 +41,101 @@ def bench(
         str | None,
         typer.Option(help="In place of a bundle, random weights of this size: bert-base, t5-small, llama3-8b, ..."),
     ] = None,
-    length: Annotated[int, typer.Option(help="With --shape: tokens of every text.", min=2, max=512)] = 128,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(help="With --shape: tokens of every text; repeatable. Default: 128.", min=2, max=512),
+    ] = None,
+    classes: Annotated[
+        list[int] | None, typer.Option(help="With --shape: labels to tell apart; repeatable. Default: 2.", min=2)
+    ] = None,
     prefill: Annotated[
         int | None, typer.Option(help="With --shape: layers before texts share a sequence. Default: half of them.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; every round times every point once.", min=1)] = 5,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.", min=1)] = 4096,
+    batch_tokens: Annotated[
+        list[int] | None, typer.Option(help="Padded tokens a batch; repeatable. Default: 4096.", min=1)
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
     as_json: JsonOption = False,
 ) -> None:
-    """Sequences a second of the engine alone, per width and early exit, beside the ideal."""
+    """Sequences a second of the engine alone, per width and early exit, beside the ideal, and the memory of a run.
+
+    Of repeated options every combination is timed, all in turn.
+    """
     from revmux_core.backends.select import choose_dtype
-    from revmux_core.benchmark import SAMPLE_TEXTS
+    from revmux_core.benchmark import SAMPLE_TEXTS, Load
+    from revmux_core.offline import BATCH_TOKENS
     from revmux_core.shapes import matrix_rate, peak_bytes, random_classifier, random_tokens, shape_of
 
+    batches = batch_tokens or [BATCH_TOKENS]
     if shape is None:
         examples = read(data or SAMPLE_TEXTS, text_column, None, None)
         loaded = load(bundle, base, device, dtype, backend)
         samples = loaded.tokenizer([(example.text, None) for example in examples])
         points = [loaded.point(number) for number in sorted({1, *width})] if width else loaded.classifier.points
-        timed = _time(loaded.classifier, samples, points, loaded.tokenizer.pad_id, rounds, batch_tokens)
-        print_report({"bundle": loaded.manifest.name} | timed, as_json)
+        loads = [Load(loaded.classifier, samples, loaded.tokenizer.pad_id, tokens) for tokens in batches]
+        report = {"bundle": loaded.manifest.name, "samples": len(samples)}
+        print_report(report | _time(loads, points, rounds), as_json)
         return
     size, place = shape_of(shape), pick_device(device)
     precision = choose_dtype(dtype, backend, place)
     widths = sorted({*(width or WIDTHS)} - {1})
     first = size.num_layers // 2 if prefill is None else prefill
-    classifier = random_classifier(size, widths, first, place, precision, backend)
-    # One batch, which holds a composite of every width.
-    samples = random_tokens(max(batch_tokens // length, *widths, 1), length)
-    timed = _time(classifier, samples, classifier.points, 0, rounds, batch_tokens)
-    plain = next(row for row in timed["widths"] if row["width"] == 1)
+    loads = []
+    for labels in classes or [2]:
+        classifier = random_classifier(size, widths, first, place, precision, backend, labels)
+        for tokens in length or [128]:
+            # One batch of the largest kind, which holds a composite of every width.
+            samples = random_tokens(max(max(batches) // tokens, *widths, 1), tokens)
+            loads += [Load(classifier, samples, 0, budget) for budget in batches]
+    timed = _time(loads, loads[0].classifier.points, rounds)
     rate = matrix_rate(place, precision)
+    plain_operations = [
+        row["sequences_per_second"] * row["mean_tokens"] * size.flops_per_token(row["mean_tokens"])
+        for row in timed["widths"]
+        if row["width"] == 1
+    ]
     compared = {
         "matrix_rate": rate,
-        "plain_share_of_matrix_rate": plain["sequences_per_second"] * length * size.flops_per_token(length) / rate,
+        # The best of them, where there are several.
+        "plain_share_of_matrix_rate": max(plain_operations) / rate,
         "peak_bytes": peak_bytes(place),
     }
     print_report({"shape": shape, "weights": "random"} | timed | compared, as_json)
 
 
-def _time(classifier: Any, samples: Any, points: Any, pad_id: int, rounds: int, batch_tokens: int) -> dict[str, Any]:
+def _time(loads: list[Load], points: Any, rounds: int) -> dict[str, Any]:
     from revmux_core.benchmark import measure_speed
     from revmux_core.card import machine
+    from revmux_core.memory import working_bytes
 
     with tqdm(total=rounds + 1, desc="bench", unit="round", disable=None) as bar:
-        speeds = measure_speed(classifier, samples, points, pad_id, rounds, batch_tokens, lambda: bar.update() and None)
+        speeds = measure_speed(loads, points, rounds, lambda: bar.update() and None)
+    classifier = loads[0].classifier
+    by_name = {point.name: point for point in classifier.points}
+    device = next(classifier.parameters()).device
+    rows = [
+        {
+            "classes": load.classifier.frozen.config.num_labels,
+            "mean_tokens": sum(map(len, load.samples)) / len(load.samples),
+            "batch_tokens": load.batch_tokens,
+            **_row(speed),
+            "working_bytes": working_bytes(partial(load.run, by_name[speed.point]), device),
+        }
+        for load, own in zip(loads, speeds, strict=True)
+        for speed in own
+    ]
     layers = classifier.backbone.num_layers
     exits = {point.name for point in points if point.kind(layers) == "early exit"}
     return {
         "machine": machine(),
         "backend": classifier.executor.backend,
         "precision": classifier.executor.precision,
-        "samples": len(samples),
-        "mean_tokens": sum(map(len, samples)) / len(samples),
-        "batch_tokens": batch_tokens,
         # Early exits apart: whoever looks up width 1 in the list wants the plain path.
-        "widths": [_row(speed) for speed in speeds if speed.point not in exits],
-        "early_exits": [_row(speed) for speed in speeds if speed.point in exits],
+        "widths": [row for row in rows if row["point"] not in exits],
+        "early_exits": [row for row in rows if row["point"] in exits],
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import BertModel, LlamaForCausalLM, T5ForConditionalGeneration
 
 from revmux_core.backends import BackendName
-from revmux_core.benchmark import measure_speed
+from revmux_core.benchmark import Load, measure_speed
 from revmux_core.errors import RevmuxError
 from revmux_core.shapes import SHAPES, Shape, matrix_rate, random_classifier, random_tokens, shape_of
 
@@ -36,7 +36,7 @@ SMALL = [Shape(2, 64, 2, 128), Shape(3, 64, 2, 128, "t5"), Shape(4, 64, 4, 128, 
 def test_every_width_of_a_shape_is_measured(shape: Shape, backend: BackendName) -> None:
     half = shape.num_layers // 2
     classifier = random_classifier(shape, [2, 4], half, torch.device("cpu"), torch.float32, backend)
-    speeds = measure_speed(classifier, random_tokens(8, 16), classifier.points, 0, 1, 128)
+    [speeds] = measure_speed([Load(classifier, random_tokens(8, 16), 0, 128)], classifier.points, 1)
     assert [(speed.width, speed.ideal_speedup) for speed in speeds] == [(1, 1), (2, 4 / 3), (4, 1.6)]
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from server.metrics import Metrics
 from server.run import serve
 from server.service import Service
 from server.settings import SettingsError, read_settings
-from server.web import DrainingServer
+from server.web import DrainingServer, listen
 
 SERVE_SLOWLY = """
 import sys, time
@@ -147,6 +148,28 @@ def test_sigterm_answers_what_was_admitted_then_exits_0(tiny_bundle_path: Path) 
         assert client.get("/health/live").status_code == 200
         assert admitted.result().status_code == 200
         assert process.wait(timeout=20) == 0
+
+
+def test_an_idle_server_sleeps_until_it_is_told_to_drain(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.web.IDLE_TICK", 30)
+    ready, looks = threading.Event(), []
+
+    class Watched(DrainingServer):
+        async def on_tick(self, counter: int) -> bool:
+            looks.append(counter)
+            return await super().on_tick(counter)
+
+    settings = read_settings(port=0)
+    server = Watched(Service(settings, InProcess(settings, lambda: tiny_bundle), Metrics("test")), ready.set)
+    thread = threading.Thread(target=server.run, args=([listen(settings)],))
+    thread.start()
+    assert ready.wait(30)
+    looks.clear()
+    time.sleep(0.5)
+    assert not looks
+    server.drain()
+    thread.join(15)
+    assert not thread.is_alive()
 
 
 def test_a_second_signal_is_not_caught(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
