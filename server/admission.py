@@ -30,7 +30,7 @@ class Load:
 
 
 class Speed:
-    """Tokens that are answered in a second of compute: what is said at the start, then what full batches show."""
+    """How fast the device answers with others waiting: what is said at the start, then what full batches show."""
 
     def __init__(self, tokens_per_second: float) -> None:
         self._tokens, self._seconds = tokens_per_second * FIRST_GUESS, FIRST_GUESS
@@ -39,8 +39,17 @@ class Speed:
     def tokens_per_second(self) -> float:
         return self._tokens / self._seconds
 
+    @property
+    def batch_seconds(self) -> float:
+        """How long a full batch takes."""
+        return self._seconds
+
     def observe(self, tokens: int, seconds: float) -> None:
-        """Counts a batch that left others waiting: a smaller one says how fast the load is, not the device."""
+        """Counts a batch that left others waiting: a smaller one says how fast the load is, not the device.
+
+        `tokens` are those that it answered, `seconds` from the end of the batch before it to its own, for whatever
+        keeps the device waiting keeps requests waiting too.
+        """
         # Means of both, and not of their ratio, as a batch of escalated samples may answer few or none.
         self._tokens += SMOOTHING * (tokens - self._tokens)
         self._seconds += SMOOTHING * (seconds - self._seconds)
@@ -73,10 +82,13 @@ class QueueLimits:
         )
 
 
-def excess_wait(tokens_ahead: int, tokens_per_second: float, timeout: float) -> float:
-    """By how many seconds a request that has `timeout` is too late, behind `tokens_ahead` (its own among them); 0 or
-    less where it can be answered in time."""
-    return tokens_ahead / tokens_per_second - HEADROOM * timeout
+def excess_wait(tokens_ahead: int, batches: int, speed: Speed, timeout: float) -> float:
+    """By how many seconds a request that has `timeout` is too late, 0 or less where it can be answered in time.
+
+    `tokens_ahead` are due before it, its own among them, and it may take as many as `batches` by itself: the one that
+    it is planned in, and one for every step of a cascade that is not sure of it.
+    """
+    return tokens_ahead / speed.tokens_per_second + batches * speed.batch_seconds - HEADROOM * timeout
 
 
 def retry_after(seconds: float) -> int:

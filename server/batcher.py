@@ -179,6 +179,7 @@ class Batcher:
         self._arrivals = 0
         self._speed = Speed(tokens_per_second)
         self._running_tokens = 0
+        self._last_end = 0.0
 
     @property
     def load(self) -> Load:
@@ -194,7 +195,8 @@ class Batcher:
         if not self._limits.admit(queued, self._queue.load_of(terms.tenant), new):
             raise QueueFull(retry_after(queued.tokens / self._speed.tokens_per_second))
         before = self._running_tokens + self._queue.tokens_before(terms.tenant, terms.priority, new.tokens)
-        excess = excess_wait(before + new.tokens, self._speed.tokens_per_second, terms.timeout)
+        steps = max((len(cascade.points) for cascade in self._menu.cascades), default=0) if terms.guaranteed else 0
+        excess = excess_wait(before + new.tokens, 1 + steps, self._speed, terms.timeout)
         # With nobody before it a request is tried: what its time is too short for is told it once that is over.
         if before and excess > 0:
             raise QueueTooLong(retry_after(excess))
@@ -280,6 +282,7 @@ class Batcher:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
         tokens = sum(entry.length for entry in entries)
         self._running_tokens += tokens
+        begun = asyncio.get_running_loop().time()
         requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
         points = [group.point for group in plan.groups for _ in group.members]
         cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
@@ -296,6 +299,8 @@ class Batcher:
                 request.fail(InferenceFailed())
                 self.withdraw(request)
         self._running_tokens -= tokens
+        ended = asyncio.get_running_loop().time()
+        seconds, self._last_end = ended - max(begun, self._last_end), ended
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
         going_on: set[int] = set()
@@ -309,7 +314,7 @@ class Batcher:
         self._metrics.observe_batch(plan, tokens, scores.padded_tokens, scores.seconds)
         if full:
             left = sum(entry.length for number, entry in enumerate(entries) if number not in going_on)
-            self._speed.observe(left, scores.seconds)
+            self._speed.observe(left, max(seconds, scores.seconds))
         now = asyncio.get_running_loop().time()
         answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
         for request in requests:

@@ -39,9 +39,11 @@ def test_retry_after_is_the_time_to_drain_within_bounds() -> None:
 
 
 def test_a_request_is_late_by_what_its_time_does_not_cover() -> None:
-    assert excess_wait(1000, 500.0, 10.0) == 2 - 0.8 * 10
-    assert excess_wait(1000, 500.0, 1.0) == pytest.approx(1.2)
-    assert excess_wait(1000, 500.0, math.inf) == -math.inf
+    speed = Speed(500.0)
+    own = 3 * speed.batch_seconds
+    assert excess_wait(1000, 3, speed, 10.0) == pytest.approx(2 + own - 0.8 * 10)
+    assert excess_wait(1000, 3, speed, 1.0) == pytest.approx(1.2 + own)
+    assert excess_wait(1000, 3, speed, math.inf) == -math.inf
 
 
 def test_speed_is_what_full_batches_show_whatever_was_said_at_the_start() -> None:
@@ -50,6 +52,7 @@ def test_speed_is_what_full_batches_show_whatever_was_said_at_the_start() -> Non
         speed.observe(tokens, 0.5)
     # A batch of escalated samples that answers nothing counts with its seconds.
     assert speed.tokens_per_second == pytest.approx(100, rel=0.06)
+    assert speed.batch_seconds == pytest.approx(0.5)
 
 
 @dataclass(frozen=True)
