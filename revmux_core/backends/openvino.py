@@ -88,8 +88,8 @@ class _Mix(nn.Module):
 class OpenVinoExecutor:
     """Runs layers as compiled pieces, cut where any point of the classifier multiplexes, stops or skips layers.
 
-    Pieces are compiled when they are first run, for as many threads as PyTorch has. `dtype` is the precision of the
-    matrix products.
+    The plain path by itself runs as one piece, so that a text alone waits less. All pieces of the frozen layers are
+    compiled when any is first run, for as many threads as PyTorch has. `dtype` is the precision of the matrix products.
     """
 
     backend: BackendName = "openvino"
@@ -149,7 +149,13 @@ class OpenVinoExecutor:
         return pack(lengths, 1 / (6 * self._backbone.hidden_size))
 
     def _run_pieces(self, hidden: Tensor, segments: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        for piece in self._pieces(layers):
+        frozen = tuple(self._backbone.layers(0, self._backbone.num_layers))
+        if frozen not in self._programs:
+            # What a plain batch does not need is what the first escalated sample will, when nobody wants to wait.
+            for piece in {frozen, *self._pieces(frozen)}:
+                self._programs[piece] = self._compile(_Piece(self._backbone, piece))
+        pieces = [frozen] if tuple(layers) == frozen else self._pieces(layers)
+        for piece in pieces:
             if piece not in self._programs:
                 self._programs[piece] = self._compile(_Piece(self._backbone, piece))
             output = torch.empty(hidden.shape)
