@@ -86,9 +86,11 @@ def excess_wait(tokens_ahead: int, batches: int, speed: Speed, timeout: float) -
     """By how many seconds a request that has `timeout` is too late, 0 or less where it can be answered in time.
 
     `tokens_ahead` are due before it, its own among them, and it may take as many as `batches` by itself: the one that
-    it is planned in, and one for every step of a cascade that is not sure of it.
+    it is planned in, and one for every step of a cascade that is not sure of it. These are full ones, where as much as
+    a full one waits.
     """
-    return tokens_ahead / speed.tokens_per_second + batches * speed.batch_seconds - HEADROOM * timeout
+    wait = tokens_ahead / speed.tokens_per_second
+    return wait + batches * min(wait, speed.batch_seconds) - HEADROOM * timeout
 
 
 def retry_after(seconds: float) -> int:

@@ -44,6 +44,8 @@ def test_a_request_is_late_by_what_its_time_does_not_cover() -> None:
     assert excess_wait(1000, 3, speed, 10.0) == pytest.approx(2 + own - 0.8 * 10)
     assert excess_wait(1000, 3, speed, 1.0) == pytest.approx(1.2 + own)
     assert excess_wait(1000, 3, speed, math.inf) == -math.inf
+    # Where little waits batches are small, so that little time is enough.
+    assert excess_wait(5, 3, speed, 0.1) < 0
 
 
 def test_speed_is_what_full_batches_show_whatever_was_said_at_the_start() -> None:
