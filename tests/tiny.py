@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from transformers import (
 
 from revmux_core.base_model import sha256
 from revmux_core.bundle import Bundle
-from revmux_core.classifier import Adapters
+from revmux_core.classifier import Adapters, MuxClassifier
 from revmux_core.manifest import BaseEntry, record_measurements
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
+from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.saving import save_bundle
@@ -148,3 +149,12 @@ def random_samples(bundle: Bundle, count: int, seed: int = 0) -> tuple[list[str]
     rng = np.random.default_rng(seed)
     lines = [" ".join(rng.choice(WORDS, rng.integers(2, 20))) for _ in range(count)]
     return lines, bundle.tokenizer([(line, None) for line in lines])
+
+
+def assert_same_answers(bundle: Bundle, reference: MuxClassifier, points: Iterable[OperatingPoint]) -> None:
+    """Whatever runs its layers, `bundle` computes at `points` what `reference` does: tokens to logits, 60 texts."""
+    samples = random_samples(bundle, 60)[1]
+    for point in points:
+        found, _ = run_all(bundle.classifier, samples, point, bundle.tokenizer.pad_id, 200)
+        expected, _ = run_all(reference, samples, point, bundle.tokenizer.pad_id, 200)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)

@@ -57,8 +57,8 @@ def main(
     """Measure how throughput, latency and memory of BUNDLE grow, and write a page of curves.
 
     A part that is not measured anew stays as the page in OUT has it, so that parts can be run one by one. Exit codes:
-    0 done, 1 a server or a benchmark failed, or a request other than with 429 (too much load), 2 the arguments or the
-    data cannot be used.
+    0 done, 1 a server or a benchmark failed, or a request other than with 429 or 504 (too much load), 2 the arguments
+    or the data cannot be used.
     """
     # Unwinds the stack, so that the servers are stopped; the default would leave them running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

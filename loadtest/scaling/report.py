@@ -50,7 +50,7 @@ def write(parts: Mapping[str, Part], folder: Path) -> None:
 
 
 def unexpected_errors(part: Part) -> int:
-    """Requests that got neither an answer nor a 429."""
+    """Requests that got neither an answer nor a 429 or 504."""
     counts = [(status, count) for row in part.rows for status, count in row.get("errors", {}).items()]
     return sum(count for status, count in counts if status not in EXPECTED_STATUSES)
 

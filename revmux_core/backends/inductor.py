@@ -18,7 +18,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from revmux_core.backends import BackendName
 from revmux_core.backends.graphs import Capture, Graphs, Program, bucket_of, buckets
-from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces
+from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces, check_outputs, example_states
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import Composites
 from revmux_core.errors import RevmuxError
@@ -157,37 +157,21 @@ class InductorExecutor:
         # have a program of their own. A single composite has not: what PyTorch kept of its program on disk was found
         # to be taken for that of many.
         for rows in (3, 1) if width == 1 else (3 * width,):
-            example = self._example(rows, 11)
+            hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
+            example = hidden.to(self._device, self._dtype), mask.to(self._device)
             try:
                 with torch._dynamo.config.patch(recompile_limit=_ENTRIES):
                     found = compiled(*example)
             except TorchDynamoException as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise RevmuxError(f"the backend inductor cannot compile this model here: {reason}") from error
-            _check(found, module(*example), example[1] == 0)
+            expected = module(*example)
+            if isinstance(expected, Tensor):
+                found, expected = (found,), (expected,)
+            check_outputs(self.backend, found, expected, example[1], TOLERANCE)
         return compiled
-
-    def _example(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Random hidden states and a mask, every other row of which is half as long."""
-        hidden = torch.randn(rows, length, self._backbone.hidden_size, generator=torch.Generator().manual_seed(0))
-        mask = torch.ones(rows, length, dtype=torch.int64)
-        mask[1::2, length // 2 :] = 0
-        return hidden.to(self._device, self._dtype), mask.to(self._device)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """`tensor` as programs know it: contiguous, and made in inference mode, which is part of a tensor's kind."""
     return tensor.contiguous() if tensor.is_inference() else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _check(found: Any, expected: Any, padded: Tensor) -> None:
-    """Raises `RevmuxError` where one of the tensors `found` is not near that which PyTorch computed."""
-    if isinstance(expected, Tensor):
-        found, expected = (found,), (expected,)
-    for own, reference in zip(found, expected, strict=True):
-        error = (own - reference).float()
-        if error.shape[:2] == padded.shape:
-            # What an encoder computes at padded positions is arbitrary.
-            error[padded] = 0
-        if not error.norm() <= TOLERANCE * reference.float().norm():
-            raise RevmuxError("the backend inductor does not compute what PyTorch computes: use the backend torch")

@@ -7,7 +7,7 @@ Measured in `docs/performance.md`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,10 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from revmux_core.backbones import Backbone
 from revmux_core.backends import BackendName
+from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces, check_outputs, example_states
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import Composites, multiplex
-from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.packing import Packing, pack
 from revmux_core.points import OperatingPoint
@@ -45,31 +44,12 @@ def has_bfloat16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class _Piece(nn.Module):
-    """Neighbouring layers as one module, for tracing."""
-
-    def __init__(self, backbone: Backbone, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self.layers = nn.ModuleList(layers)
+class _Packed(Layers):
+    """Neighbouring layers as one module, on rows of several texts."""
 
     def forward(self, hidden: Tensor, segments: Tensor) -> Tensor:
-        """Rows `[R, T, d]` of several texts each; `segments` `[R, T]` numbers the text that a position is of."""
-        mask = segments.unsqueeze(2) == segments.unsqueeze(1)
-        return self._backbone.run(hidden, mask, list(self.layers))
-
-
-class _Multiplex(nn.Module):
-    """What makes composites of prefilled samples, for tracing."""
-
-    def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self.multiplexer = multiplexer
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
-        return composites.hidden, composites.mask, composites.own
+        """Rows `[R, T, d]`; `segments` `[R, T]` numbers the text that a position is of."""
+        return super().forward(hidden, segments.unsqueeze(2) == segments.unsqueeze(1))
 
 
 class _Mix(nn.Module):
@@ -96,19 +76,9 @@ class OpenVinoExecutor:
     packs = True
 
     def __init__(self, classifier: MuxClassifier, dtype: torch.dtype) -> None:
-        backbone = classifier.backbone
-        self._backbone = backbone
-        self._depths: dict[nn.Module, int] = {}
-        for depth, layer in enumerate(backbone.layers(0, backbone.num_layers)):
-            self._depths[layer] = depth
-        for point in classifier.points:
-            if point == classifier.plain:
-                continue
-            deltas = classifier.adapters_of(point).deltas
-            if deltas is not None:
-                self._depths.update(zip(deltas.layers, point.upper, strict=True))
-        self._programs: dict[tuple[nn.Module, ...] | Multiplexer, ov.InferRequest] = {}
-        self.limit(classifier.points)
+        self._backbone = classifier.backbone
+        self._pieces = Pieces(classifier)
+        self._programs: dict[Piece | Multiplexer, ov.InferRequest] = {}
         self._dtype = dtype
         self._core = ov.Core()
         rest = torch.bfloat16 if dtype == torch.int8 and has_bfloat16() else dtype
@@ -124,7 +94,7 @@ class OpenVinoExecutor:
         return str(self._dtype).removeprefix("torch.")
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
-        self._seams = {seam for point in points for seam in point.seams(self._backbone.num_layers)}
+        self._pieces.limit(points)
         self._programs.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
@@ -149,17 +119,13 @@ class OpenVinoExecutor:
         return pack(lengths, 1 / (6 * self._backbone.hidden_size))
 
     def _run_pieces(self, hidden: Tensor, segments: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        frozen = tuple(self._backbone.layers(0, self._backbone.num_layers))
+        frozen = self._pieces.frozen
         if frozen not in self._programs:
             # What a plain batch does not need is what the first escalated sample will, when nobody wants to wait.
-            for piece in {frozen, *self._pieces(frozen)}:
-                self._programs[piece] = self._compile(_Piece(self._backbone, piece))
-        pieces = [frozen] if tuple(layers) == frozen else self._pieces(layers)
-        for piece in pieces:
-            if piece not in self._programs:
-                self._programs[piece] = self._compile(_Piece(self._backbone, piece))
-            output = torch.empty(hidden.shape)
-            request = self._programs[piece]
+            for piece in (frozen, *self._pieces.cut(frozen)):
+                self._program(piece)
+        for piece in [frozen] if tuple(layers) == frozen else self._pieces.cut(layers):
+            request, output = self._program(piece), torch.empty(hidden.shape)
             # All tensors are shared with PyTorch: no state is copied on its way in or out.
             request.set_input_tensor(0, _shared(hidden))
             request.set_input_tensor(1, _shared(segments))
@@ -167,6 +133,11 @@ class OpenVinoExecutor:
             request.infer()
             hidden = output
         return hidden
+
+    def _program(self, piece: Piece) -> ov.InferRequest:
+        if piece not in self._programs:
+            self._programs[piece] = self._compile(_Packed(self._backbone, piece))
+        return self._programs[piece]
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
         width = multiplexer.width
@@ -176,7 +147,7 @@ class OpenVinoExecutor:
         if multiplexer.positionwise:
             return multiplex(self._backbone, multiplexer, hidden, mask, partial(self._mix, multiplexer))
         if multiplexer not in self._programs:
-            self._programs[multiplexer] = self._compile(_Multiplex(self._backbone, multiplexer), width)
+            self._programs[multiplexer] = self._compile(Multiplexing(self._backbone, multiplexer), width)
         request = self._programs[multiplexer]
         # Held until they were read: sharing does not keep them alive.
         hidden, mask = hidden.contiguous(), mask.contiguous()
@@ -203,15 +174,6 @@ class OpenVinoExecutor:
         composite[held] = mixed[: len(held)]
         return composite.view(*union.shape, -1), union
 
-    def _pieces(self, layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:
-        piece: list[nn.Module] = []
-        for layer in layers:
-            if piece and self._depths[layer] in self._seams:
-                yield tuple(piece)
-                piece = []
-            piece.append(layer)
-        yield tuple(piece)
-
     def _compile(self, module: nn.Module, width: int = 1) -> ov.InferRequest:
         """`module` of hidden states `[R, T, d]` and a mask `[R, T]`; R is a multiple of `width`.
 
@@ -231,7 +193,7 @@ class OpenVinoExecutor:
             model.reshape({0: ov.PartialShape([-1, width, size])})
         else:
             model.reshape({0: ov.PartialShape([-1, -1, size]), 1: ov.PartialShape([-1, -1])})
-        if self._dtype == torch.int8 and not isinstance(module, _Multiplex):
+        if self._dtype == torch.int8 and not isinstance(module, Multiplexing):
             _quantize(model)
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
         _check(module, request, _example(module, 3 * width, 11, size))
@@ -289,33 +251,21 @@ def _quantize(model: ov.Model) -> None:
 
 
 def _example(module: nn.Module, rows: int, length: int, size: int) -> tuple[Tensor, ...]:
-    """Random hidden states and a mask, every other row of which is half as long; or what `_Mix` takes."""
-    generator = torch.Generator().manual_seed(0)
+    """What `module` takes, in which `_Mix` differs from the others."""
     if isinstance(module, _Mix):
-        return (torch.randn(length, module.multiplexer.width, size, generator=generator),)
-    hidden = torch.randn(rows, length, size, generator=generator)
-    mask = torch.ones(rows, length, dtype=torch.int64)
-    mask[1::2, length // 2 :] = 0
-    return hidden, mask
+        return (example_states(length, module.multiplexer.width, size)[0],)
+    return example_states(rows, length, size)
 
 
 def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, ...]) -> None:
     """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
     with torch.no_grad():
         outputs = module(*example)
+    expected = (outputs,) if isinstance(outputs, Tensor) else outputs
     request.infer([_shared(tensor) for tensor in example])
-    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, _Piece) else 1), HIGHEST_TOLERANCE)
-    # What an encoder computes at padded positions is arbitrary.
-    padded = torch.zeros(0, 0) if isinstance(module, _Mix) else example[1] == 0
-    for number, expected in enumerate((outputs,) if isinstance(outputs, Tensor) else outputs):
-        found = torch.from_numpy(request.get_output_tensor(number).data.copy())
-        if found.shape == expected.shape:
-            error = (found - expected).float()
-            if error.shape[:2] == padded.shape:
-                error[padded] = 0
-            if error.norm() <= tolerance * expected.float().norm():
-                continue
-        raise RevmuxError("the backend openvino does not compute what PyTorch computes: use the backend torch")
+    found = [torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(len(expected))]
+    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, Layers) else 1), HIGHEST_TOLERANCE)
+    check_outputs("openvino", found, expected, None if isinstance(module, _Mix) else example[1], tolerance)
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
+from revmux_core.backends import BackendName
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import multiplex
+from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
 
@@ -17,12 +20,15 @@ Piece = tuple[nn.Module, ...]
 
 
 class Pieces:
-    """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces."""
+    """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces.
+
+    `frozen` are the frozen layers, all of them in one piece.
+    """
 
     def __init__(self, classifier: MuxClassifier) -> None:
         backbone = classifier.backbone
-        self._frozen = backbone.layers(0, backbone.num_layers)
-        self._depths = {layer: depth for depth, layer in enumerate(self._frozen)}
+        self.frozen = tuple(backbone.layers(0, backbone.num_layers))
+        self._depths = {layer: depth for depth, layer in enumerate(self.frozen)}
         self._own: dict[OperatingPoint, Sequence[nn.Module]] = {}
         for point in classifier.points:
             if point == classifier.plain:
@@ -36,7 +42,7 @@ class Pieces:
     def limit(self, points: Collection[OperatingPoint]) -> None:
         """From now on only `points` make seams."""
         self._points = points
-        self._seams = {seam for point in points for seam in point.seams(len(self._frozen))}
+        self._seams = {seam for point in points for seam in point.seams(len(self.frozen))}
 
     def cut(self, layers: Sequence[nn.Module]) -> Iterator[Piece]:
         """`layers`, which begin at a seam, in pieces."""
@@ -51,7 +57,7 @@ class Pieces:
     def all(self) -> list[Piece]:
         """The pieces of the frozen layers, and of every point's own versions of its upper layers."""
         own = [self._own[point] for point in self._points if point in self._own]
-        return [piece for layers in [self._frozen, *own] for piece in self.cut(layers)]
+        return [piece for layers in [self.frozen, *own] for piece in self.cut(layers)]
 
 
 class Layers(nn.Module):
@@ -79,3 +85,26 @@ class Multiplexing(nn.Module):
         """Samples `[B*N, T, d]` with their masks `[B*N, T]` to the `hidden`, `mask` and `own` of `Composites`."""
         composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
         return composites.hidden, composites.mask, composites.own
+
+
+def example_states(rows: int, length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Random hidden states `[R, T, d]` and a mask `[R, T]`, every other row of which is half as long."""
+    hidden = torch.randn(rows, length, size, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[1::2, length // 2 :] = 0
+    return hidden, mask
+
+
+def check_outputs(
+    backend: BackendName, found: Sequence[Tensor], expected: Sequence[Tensor], mask: Tensor | None, tolerance: float
+) -> None:
+    """Raises `RevmuxError` where one of `found` is further from what PyTorch computed than `tolerance`, a relative
+    error. Where the `mask` `[R, T]` of the states is 0 nothing is compared: what is computed there is arbitrary."""
+    for own, reference in zip(found, expected, strict=True):
+        if own.shape == reference.shape:
+            error = (own - reference).float()
+            if mask is not None and error.shape[:2] == mask.shape:
+                error[mask == 0] = 0
+            if error.norm() <= tolerance * reference.float().norm():
+                continue
+        raise RevmuxError(f"the backend {backend} does not compute what PyTorch computes: use the backend torch")

@@ -19,7 +19,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.composites import multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.offline import run_all
-from tests.tiny import random_samples
+from tests.tiny import assert_same_answers, random_samples
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,8 @@ def programs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("programs_only")
 def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
     reference = load_bundle(calibrated_path).classifier
-    samples = random_samples(compiled, 60)[1]
     assert len(reference.points) == 4
-    for point in reference.points:
-        found, _ = run_all(compiled.classifier, samples, point, compiled.tokenizer.pad_id, 200)
-        expected, _ = run_all(reference, samples, point, compiled.tokenizer.pad_id, 200)
-        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert_same_answers(compiled, reference, reference.points)
 
 
 @pytest.mark.usefixtures("programs_only")

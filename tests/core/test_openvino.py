@@ -17,8 +17,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
-from revmux_core.offline import run_all
-from tests.tiny import random_samples
+from tests.tiny import assert_same_answers, random_samples
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +41,11 @@ def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: lis
 
 def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
     reference = load_bundle(calibrated_path).classifier
-    samples = random_samples(compiled, 60)[1]
     assert len(reference.points) == 4
-    for point in reference.points:
-        found, _ = run_all(compiled.classifier, samples, point, compiled.tokenizer.pad_id, 200)
-        expected, _ = run_all(reference, samples, point, compiled.tokenizer.pad_id, 200)
-        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert_same_answers(compiled, reference, reference.points)
     # And in one piece, for a server that has no other point.
     compiled.classifier.executor.limit([reference.plain])
-    found, _ = run_all(compiled.classifier, samples, reference.plain, compiled.tokenizer.pad_id, 200)
-    expected, _ = run_all(reference, samples, reference.plain, compiled.tokenizer.pad_id, 200)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert_same_answers(compiled, reference, [reference.plain])
     compiled.classifier.executor.limit(reference.points)
 
 
