@@ -82,15 +82,21 @@ class Outcome:
     lengths: dict[int, int]
     padding_side: str
 
-    def prefilled(self, group: Group, member: int) -> Prefilled:
+    def standing(self, group: Group, member: int) -> Prefilled:
         """The member at position `member` of a group that is not plain, as it stood where the prefill ended.
 
-        A copy: the batch's states are freed though this one waits.
+        Part of the batch's states, all of which stay while it is held.
         """
         row = self.states[group][member]
         length = self.lengths[group.members[member]]
-        own = row[:length] if self.padding_side == "right" else row[len(row) - length :]
-        return Prefilled(group.point.prefill, own.clone())
+        return Prefilled(
+            group.point.prefill, row[:length] if self.padding_side == "right" else row[len(row) - length :]
+        )
+
+    def prefilled(self, group: Group, member: int) -> Prefilled:
+        """A copy of what is `standing` there: the batch's states are freed though this one waits."""
+        own = self.standing(group, member)
+        return Prefilled(own.depth, own.states.clone())
 
 
 class MuxClassifier(nn.Module):

@@ -103,7 +103,7 @@ def ladder(menu: Menu, speedups: Mapping[int, float], costs: CostModel, budget: 
         allowed = [choice for cost, choice in choices if cost >= seconds]
         fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
         cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
-        rungs.append(Rung(Menu(fast, cascades), seconds))
+        rungs.append(Rung(Menu(fast, cascades, costs=menu.costs), seconds))
     return rungs
 
 

@@ -50,7 +50,7 @@ class Speed:
         `tokens` are those that it answered, `seconds` from the end of the batch before it to its own, for whatever
         keeps the device waiting keeps requests waiting too.
         """
-        # Means of both, and not of their ratio, as a batch of escalated samples may answer few or none.
+        # Means of both, and not of their ratio, as a batch of audits may answer few or none.
         self._tokens += SMOOTHING * (tokens - self._tokens)
         self._seconds += SMOOTHING * (seconds - self._seconds)
 
@@ -82,15 +82,14 @@ class QueueLimits:
         )
 
 
-def excess_wait(tokens_ahead: int, batches: int, speed: Speed, timeout: float) -> float:
+def excess_wait(tokens_ahead: int, speed: Speed, timeout: float) -> float:
     """By how many seconds a request that has `timeout` is too late, 0 or less where it can be answered in time.
 
-    `tokens_ahead` are due before it, its own among them, and it may take as many as `batches` by itself: the one that
-    it is planned in, and one for every step of a cascade that is not sure of it. These are full ones, where as much as
-    a full one waits.
+    `tokens_ahead` are due before it, its own among them; the batch that it is planned in takes its time too, and is a
+    full one where as much as a full one waits.
     """
     wait = tokens_ahead / speed.tokens_per_second
-    return wait + batches * min(wait, speed.batch_seconds) - HEADROOM * timeout
+    return wait + min(wait, speed.batch_seconds) - HEADROOM * timeout
 
 
 def retry_after(seconds: float) -> int:

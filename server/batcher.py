@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter
 from collections.abc import Awaitable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from server.guard import Guards
 from server.metrics import Metrics
 from server.planner import Menu, MuxScope, plan_batch
 from server.queue import FairQueue, Rank, WaitingQueue
+from server.steps import Steps
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,14 @@ server that is never idle would never be audited."""
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`, and `confidences`, `[S]`.
+    """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`.
 
-    `seconds` is what computing took; `kept` has the states of the samples whose confidence was under their threshold,
-    by number; `padded_tokens` counts the positions that were computed, padding among them.
+    `seconds` is what computing took; `kept` has the states of the samples whose answers are audited, by number;
+    `padded_tokens` counts the positions that were computed in all steps, padding among them.
     """
 
     logits: list[list[float]]
     probs: list[list[float]]
-    confidences: list[float]
     seconds: float
     kept: Mapping[int, Prefilled]
     padded_tokens: int
@@ -63,9 +62,7 @@ class BatchEngine(Protocol):
     @property
     def packs(self) -> bool: ...
 
-    def run(
-        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
-    ) -> Awaitable[Scores]: ...
+    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> Awaitable[Scores]: ...
 
 
 class Pending:
@@ -110,10 +107,10 @@ class _Audit:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One waiting sample of a request: its tokens or, once a point was run on it, its states and where it goes on.
+    """One waiting sample of a request: its tokens or, where its answer is audited, its states and where it goes on.
 
-    `cascade` is the one it was escalated in, at `step`. An audited sample ends on the plain path whatever a point says;
-    once it is `answered`, only the comparison is left to do.
+    An audited sample ends on the plain path whatever a point says; once it is `answered`, only the comparison is left
+    to do.
     """
 
     request: Pending
@@ -126,20 +123,12 @@ class _Entry:
     scope: Hashable
     rank: Rank
     resumes_at: OperatingPoint | None = None
-    cascade: Cascade | None = None
-    step: int = 0
     audit: _Audit | None = None
     answered: bool = False
 
     @property
     def start(self) -> int:
         return self.sample.depth if isinstance(self.sample, Prefilled) else 0
-
-    def escalate(self, cascade: Cascade) -> None:
-        """Goes on at the next step of `cascade`."""
-        self.cascade = cascade
-        self.step += 1
-        self.resumes_at = cascade.at(self.step)
 
 
 class Batcher:
@@ -195,8 +184,7 @@ class Batcher:
         if not self._limits.admit(queued, self._queue.load_of(terms.tenant), new):
             raise QueueFull(retry_after(queued.tokens / self._speed.tokens_per_second))
         before = self._running_tokens + self._queue.tokens_before(terms.tenant, terms.priority, new.tokens)
-        steps = max((len(cascade.points) for cascade in self._menu.cascades), default=0) if terms.guaranteed else 0
-        excess = excess_wait(before + new.tokens, 1 + steps, self._speed, terms.timeout)
+        excess = excess_wait(before + new.tokens, self._speed, terms.timeout)
         # With nobody before it a request is tried: what its time is too short for is told it once that is over.
         if before and excess > 0:
             raise QueueTooLong(retry_after(excess))
@@ -280,19 +268,14 @@ class Batcher:
 
     async def _run(self, entries: list[_Entry], plan: MuxPlan, full: bool) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
+        steps = Steps(entries, plan, self._menu)
         tokens = sum(entry.length for entry in entries)
         self._running_tokens += tokens
         begun = asyncio.get_running_loop().time()
         requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
-        points = [group.point for group in plan.groups for _ in group.members]
-        cascades = [self._cascade_of(entry, point) for entry, point in zip(entries, points, strict=True)]
-        thresholds = [
-            math.inf if entry.audited else 0.0 if cascade is None else cascade.threshold
-            for entry, cascade in zip(entries, cascades, strict=True)
-        ]
         scores: Scores | None = None
         try:
-            scores = await self._engine.run([entry.sample for entry in entries], plan, thresholds)
+            scores = await self._engine.run([entry.sample for entry in entries], steps)
         except Exception:
             logger.exception("a batch of %d samples from %d requests failed", len(entries), len(requests))
             for request in requests:
@@ -306,12 +289,14 @@ class Batcher:
         going_on: set[int] = set()
         if scores is not None:
             for number, states in scores.kept.items():
-                if self._go_on(entries[number], points[number], cascades[number], states, number, scores):
+                if self._audit(
+                    entries[number], steps.points[number], steps.cascades[number], states, scores.label(number)
+                ):
                     going_on.add(number)
         self._dispatch()
         if scores is None:
             return
-        self._metrics.observe_batch(plan, tokens, scores.padded_tokens, scores.seconds)
+        self._metrics.observe_batch(len(entries), steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
         if full:
             left = sum(entry.length for number, entry in enumerate(entries) if number not in going_on)
             self._speed.observe(left, max(seconds, scores.seconds))
@@ -319,53 +304,35 @@ class Batcher:
         answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
         for request in requests:
             request.computed(scores.seconds)
-        for number, (entry, point) in enumerate(zip(entries, points, strict=True)):
+        for number, (entry, point, cascade) in enumerate(zip(entries, steps.points, steps.cascades, strict=True)):
             if number in going_on:
                 continue
-            escalated = entry.cascade is not None and point == self._menu.plain and entry.audit is None
+            escalated = steps.escalated(number)
             if entry.audit is not None:
                 agreed = entry.audit.label == scores.label(number)
                 self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
-            elif escalated and entry.audited and entry.cascade is not None:
+            elif escalated and entry.audited and cascade is not None:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
-                self._guards.observe(entry.cascade.width, True, True)
+                self._guards.observe(cascade.width, True, True)
             if not entry.answered:
-                answered[point, entry.cascade or cascades[number], escalated] += 1
+                answered[point, cascade, escalated] += 1
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
         for (point, cascade, escalated), count in answered.items():
             self._metrics.observe_answers(point, cascade, escalated, count)
 
-    def _cascade_of(self, entry: _Entry, point: OperatingPoint) -> Cascade | None:
-        """The cascade that decides whether `entry` may leave at `point`; None where it leaves in any case."""
-        if not entry.guaranteed or point == self._menu.plain:
-            return None
-        return entry.cascade or self._menu.cascade_from(point)
-
-    def _go_on(
-        self,
-        entry: _Entry,
-        point: OperatingPoint,
-        cascade: Cascade | None,
-        states: Prefilled,
-        number: int,
-        scores: Scores,
+    def _audit(
+        self, entry: _Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, label: int
     ) -> bool:
-        """Keeps a sample whose plain answer is wanted; whether its request waits for that.
+        """Keeps a sample, answered with `label` at `point`, for the plain path; whether its request waits for that.
 
-        One that waits goes back where it stood in the line, ahead of all that arrived later.
+        It does where the cascade is suspended: then the sample goes back where it stood in the line.
         """
         if entry.request.answers.done():
             return True
-        if cascade is not None and scores.confidences[number] < cascade.threshold:
-            entry.sample = states
-            entry.escalate(cascade)
-            self._queue.join(entry.request.tenant, [entry])
-            return True
-        # Sure enough to be answered; it is here because it is audited.
         width = point.width if cascade is None else cascade.width
-        audit = _Audit(scores.label(number), width, cascade is not None)
         suspended = cascade is not None and width in self._guards.suspended
+        audit = _Audit(label, width, cascade is not None)
         audited = replace(entry, sample=states, resumes_at=self._menu.plain, audit=audit, answered=not suspended)
         if suspended:
             self._queue.join(entry.request.tenant, [audited])

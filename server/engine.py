@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from revmux_core.points import OperatingPoint
 from server.adaptive import CostModel, Timing
 from server.batcher import Scores
 from server.settings import Settings, SettingsError
+from server.steps import Steps
 
 WARM_UP_LENGTHS = (8, 32, 128)
 """Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
@@ -30,11 +31,11 @@ CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A batch that was given to the device.
+    """A step of a batch that was given to the device.
 
-    `outcomes` are those of its parts, each with its samples' numbers; `logits` `[S, C]` and `confidences` `[S]` are on
-    their way to the host, in the order of the parts. `begun` and `ended` are marks in a GPU's work, None on a CPU,
-    where it took `seconds`.
+    `outcomes` are those of its parts, each with its members' positions in the step; `logits` `[S, C]` and `confidences`
+    `[S]` are on their way to the host, in the order of the parts. `begun` and `ended` are marks in a GPU's work, None
+    on a CPU, where it took `seconds`.
     """
 
     outcomes: list[tuple[tuple[int, ...], Outcome]]
@@ -51,6 +52,30 @@ class _Launched:
             return self.seconds
         self.ended.synchronize()
         return self.begun.elapsed_time(self.ended) / 1000
+
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits `[S, C]` and confidences `[S]`, in the order of the step's members, once they have arrived.
+
+        Raises `FloatingPointError` where the model answered with NaN or infinity.
+        """
+        place = np.argsort([member for members, _ in self.outcomes for member in members])
+        logits, confidences = self.logits.numpy()[place], self.confidences.numpy()[place]
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the model answered with NaN or infinity")
+        return logits, confidences
+
+    def standing(self) -> dict[int, tuple[Outcome, Group, int]]:
+        """Where the states are of every member that is not on the plain path, by its position in the step."""
+        return {
+            members[row]: (outcome, group, position)
+            for members, outcome in self.outcomes
+            for group in outcome.states
+            for position, row in enumerate(group.members)
+        }
+
+
+Parts = Sequence[tuple[tuple[int, ...], MuxBatch]]
+"""A step in parts of similar length, each with its members' positions in the step."""
 
 
 class Engine:
@@ -74,19 +99,21 @@ class Engine:
         """Whether unlike lengths in a batch cost next to nothing, see `Executor`."""
         return self._bundle.classifier.executor.packs
 
-    def run(
-        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
-    ) -> asyncio.Future[Scores]:
-        """Scores of `samples`, and the states of those whose confidence is under their threshold.
+    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
+        """Scores of `samples` after all their `steps`, and the states of those that are audited.
 
         The future raises `FloatingPointError` where the model answered with NaN or infinity.
         """
-        parts = self._collate(samples, plan)
+        parts = self._collate(samples, steps.step.plan)
         loop = asyncio.get_running_loop()
         if self._device.type != "cuda":
-            return loop.run_in_executor(self._thread, self._infer, parts, thresholds)
+            return loop.run_in_executor(self._thread, lambda: self._finish(self._launch(parts), steps, self._launch))
         launched = self._thread.submit(self._launch, parts)
-        return loop.run_in_executor(self._reader, lambda: _read(launched.result(), thresholds))
+        # A later step is launched behind the batch that was launched meanwhile, so that the GPU never waits for it.
+        return loop.run_in_executor(
+            self._reader,
+            lambda: self._finish(launched.result(), steps, lambda p: self._thread.submit(self._launch, p).result()),
+        )
 
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
         """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
@@ -106,8 +133,8 @@ class Engine:
                     batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
                     # The first run pays for kernels and memory; the second is what serving will pay.
                     for _ in range(2):
-                        scores = self._thread.submit(self._infer, batch, [0.0] * rows).result()
-                    timings.append(Timing(point, rows, length, scores.seconds))
+                        seconds = self._thread.submit(lambda parts: self._launch(parts).wait(), batch).result()
+                    timings.append(Timing(point, rows, length, seconds))
         if not self.packs:
             self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
         return timings
@@ -116,8 +143,7 @@ class Engine:
         self._thread.shutdown()
         self._reader.shutdown()
 
-    def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> list[tuple[tuple[int, ...], MuxBatch]]:
-        """The batch in parts of similar length, each with its samples' numbers."""
+    def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> Parts:
         backbone, pad_id = self._bundle.classifier.backbone, self._bundle.tokenizer.pad_id
         parts = split_by_length(plan, list(map(len, samples)), self._part_cost, backbone.num_layers)
         return [
@@ -125,10 +151,36 @@ class Engine:
             for part in parts
         ]
 
-    def _infer(self, parts: Sequence[tuple[tuple[int, ...], MuxBatch]], thresholds: Sequence[float]) -> Scores:
-        return _read(self._launch(parts), thresholds)
+    def _finish(self, launched: _Launched, steps: Steps, launch: Callable[[Parts], _Launched]) -> Scores:
+        """Reads the first step's outcome and has `launch` run all that follow."""
+        logits: dict[int, np.ndarray] = {}
+        kept: dict[int, Prefilled] = {}
+        seconds, padded = 0.0, 0
+        while True:
+            seconds += launched.wait()
+            padded += launched.padded
+            rows, confidences = launched.scores()
+            members = steps.step.members
+            logits.update(zip(members, rows, strict=True))
+            standing = launched.standing()
+            after = steps.advance(confidences.tolist())
+            onward = set() if after is None else set(after.members)
+            for position, number in enumerate(members):
+                if number not in onward and steps.audits(number):
+                    outcome, group, row = standing[position]
+                    kept[number] = outcome.prefilled(group, row)
+            if after is None:
+                break
+            positions = {number: position for position, number in enumerate(members)}
+            states = []
+            for number in after.members:
+                outcome, group, row = standing[positions[number]]
+                states.append(outcome.standing(group, row))
+            launched = launch(self._collate(states, after.plan))
+        scores = np.stack([logits[number] for number in range(len(logits))])
+        return Scores(scores.tolist(), softmax(scores).tolist(), seconds, kept, padded)
 
-    def _launch(self, parts: Sequence[tuple[tuple[int, ...], MuxBatch]]) -> _Launched:
+    def _launch(self, parts: Parts) -> _Launched:
         """Gives all parts to the device; on a GPU it does not wait for any."""
         started = time.perf_counter()
         begun = self._mark()
@@ -148,26 +200,6 @@ class Engine:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
-
-
-def _read(launched: _Launched, thresholds: Sequence[float]) -> Scores:
-    """The scores of a batch in the order of its samples, once the device has finished it.
-
-    Raises `FloatingPointError` where the model answered with NaN or infinity.
-    """
-    seconds = launched.wait()
-    place = np.argsort([member for members, _ in launched.outcomes for member in members])
-    logits, confidences = launched.logits.numpy()[place], launched.confidences.numpy()[place]
-    kept = {
-        members[row]: outcome.prefilled(group, position)
-        for members, outcome in launched.outcomes
-        for group in outcome.states
-        for position, row in enumerate(group.members)
-        if confidences[members[row]] < thresholds[members[row]]
-    }
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the model answered with NaN or infinity")
-    return Scores(logits.tolist(), softmax(logits).tolist(), confidences.tolist(), seconds, kept, launched.padded)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -72,7 +72,12 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     device = next(classifier.parameters()).device
     layers = classifier.backbone.num_layers
     chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
-    menu = Menu(served_points(chosen, layers), served_cascades(settings.choose_cascades(bundle.cascades())))
+    speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
+    menu = Menu(
+        served_points(chosen, layers),
+        served_cascades(settings.choose_cascades(bundle.cascades())),
+        costs={width: 1 / speedup for width, speedup in speedups.items()},
+    )
     classifier.executor.limit(menu.points)
     quality = _default_quality(settings, menu, manifest.name)
     if len(menu.points) == 1 and len(classifier.points) > 1 and isinstance(settings.width, str) and not settings.point:
@@ -86,7 +91,6 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     max_batch_tokens = settings.max_batch_tokens or default
     engine = Engine(bundle, menu.points, device)
     timings = engine.warm_up(max_batch_tokens)
-    speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
     length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
     rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)

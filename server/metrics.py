@@ -11,7 +11,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from revmux_core.cascade import Cascade
-from revmux_core.plan import MuxPlan
 from revmux_core.points import OperatingPoint
 from server.admission import Load
 from server.guard import Audit
@@ -70,7 +69,10 @@ class Metrics:
         )
         self.batch_size = Histogram("revmux_batch_size", "Samples of a batch.", buckets=_POWERS, registry=registry)
         self.batch_tokens = Histogram(
-            "revmux_batch_tokens", "Tokens of a batch without padding.", buckets=_POWERS, registry=registry
+            "revmux_batch_tokens",
+            "Tokens of a batch without padding, once for every step of a cascade.",
+            buckets=_POWERS,
+            registry=registry,
         )
         self.padded_tokens = Counter(
             "revmux_padded_tokens", "Positions that were computed, padding among them.", registry=registry
@@ -157,14 +159,14 @@ class Metrics:
         self.queue_items.set(load.items)
         self.queue_tokens.set(load.tokens)
 
-    def observe_batch(self, plan: MuxPlan, tokens: int, padded_tokens: int, seconds: float) -> None:
-        """Counts a computed batch: `tokens` real ones in `padded_tokens` positions."""
+    def observe_batch(self, samples: int, composites: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """Counts a computed batch: `tokens` real ones in `padded_tokens` positions, once for every step."""
         self.inference_duration.observe(seconds)
-        self.batch_size.observe(plan.samples)
+        self.batch_size.observe(samples)
         self.batch_tokens.observe(tokens)
         self.padded_tokens.inc(padded_tokens)
         self.batch_padding.observe(1 - tokens / padded_tokens)
-        self.batch_composites.observe(plan.composites)
+        self.batch_composites.observe(composites)
 
     def observe_answers(self, point: OperatingPoint, cascade: Cascade | None, escalated: bool, count: int) -> None:
         """Counts inputs that were answered at `point`, by a certified cascade where there is one."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -67,12 +67,15 @@ class Sample(Protocol):
 class Menu:
     """What a server answers with: `fast` points, cheapest first and the plain one last, and certified `cascades`.
 
-    Cascades of the widths in `suspended` are open to audited samples only.
+    Cascades of the widths in `suspended` are open to audited samples only. `costs` are what samples of a cascade's
+    width are expected to cost, all its steps together, as shares of plain inference; one that is missing counts as its
+    first step.
     """
 
     fast: tuple[OperatingPoint, ...]
     cascades: tuple[Cascade, ...] = ()
     suspended: frozenset[int] = frozenset()
+    costs: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def plain(self) -> OperatingPoint:
@@ -99,10 +102,15 @@ class Menu:
         return cascade is not None and (sample.audited or cascade.width not in self.suspended)
 
     def share(self, sample: Sample) -> float:
-        """Layer compute of what `sample` is likely to run next, the cheapest it may, as a share of plain inference."""
+        """Layer compute that `sample` is likely to take in a batch, at the cheapest it may run at and what may follow,
+        as a share of plain inference."""
         layers = self.plain.prefill
         point = next(point for point in self.points if self.allows(sample, point))
-        return point.ideal_cost(layers) - sample.start / layers
+        cost = point.ideal_cost(layers)
+        cascade = self.cascade_from(point) if sample.guaranteed and sample.resumes_at is None else None
+        if cascade is not None:
+            cost = max(cost, self.costs.get(cascade.width, 0.0))
+        return cost - sample.start / layers
 
     def cascade_from(self, point: OperatingPoint) -> Cascade | None:
         """The cascade that begins at `point`."""
@@ -165,7 +173,12 @@ def plan_batch(waiting: Sequence[Sample], budget: int, menu: Menu, packs: bool =
     layers are many to a batch. Padding counts (rows x longest), and lengths near the head's are preferred, unless the
     device `packs`. O(n log n).
     """
-    chosen = _first(waiting, budget, menu) if packs else _nearest(waiting, budget, menu)
+    return group_samples(waiting, _first(waiting, budget, menu) if packs else _nearest(waiting, budget, menu), menu)
+
+
+def group_samples(waiting: Sequence[Sample], chosen: Iterable[int], menu: Menu) -> PlannedBatch:
+    """Plans those of `waiting` at the positions `chosen`, each at the cheapest point that it may run at next and that
+    it has partners for. O(n log n)."""
     members = sorted(chosen, key=lambda position: waiting[position].length)
     rows: list[int] = []
     groups: list[Group] = []

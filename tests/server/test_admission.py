@@ -40,12 +40,12 @@ def test_retry_after_is_the_time_to_drain_within_bounds() -> None:
 
 def test_a_request_is_late_by_what_its_time_does_not_cover() -> None:
     speed = Speed(500.0)
-    own = 3 * speed.batch_seconds
-    assert excess_wait(1000, 3, speed, 10.0) == pytest.approx(2 + own - 0.8 * 10)
-    assert excess_wait(1000, 3, speed, 1.0) == pytest.approx(1.2 + own)
-    assert excess_wait(1000, 3, speed, math.inf) == -math.inf
+    own = speed.batch_seconds
+    assert excess_wait(1000, speed, 10.0) == pytest.approx(2 + own - 0.8 * 10)
+    assert excess_wait(1000, speed, 1.0) == pytest.approx(1.2 + own)
+    assert excess_wait(1000, speed, math.inf) == -math.inf
     # Where little waits batches are small, so that little time is enough.
-    assert excess_wait(5, 3, speed, 0.1) < 0
+    assert excess_wait(5, speed, 0.1) < 0
 
 
 def test_speed_is_what_full_batches_show_whatever_was_said_at_the_start() -> None:

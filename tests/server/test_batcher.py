@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from revmux_core.batch import Prefilled, collate
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
+from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
+from revmux_core.offline import run_cascade
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu, Rung
@@ -25,6 +28,8 @@ from server.errors import ClientDisconnected, InferenceFailed, QueueFull, QueueT
 from server.guard import Audit, Guards
 from server.metrics import Metrics
 from server.planner import PLAIN_ONLY, Menu, served_points
+from server.steps import Steps
+from tests.server.test_planner import Waiting
 
 LAYERS = 4
 TWO, PLAIN = OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS)
@@ -41,7 +46,7 @@ FAST = 1e6
 class ManualDevice:
     """A device whose batches end when the test says so, and whose scores are the ids of each sample.
 
-    Escalated samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave.
+    Audited samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave.
     """
 
     packs = False
@@ -50,11 +55,10 @@ class ManualDevice:
         self.batches: list[tuple[Sequence[Tokens | Prefilled], asyncio.Future[Scores]]] = []
         self.plans: list[MuxPlan] = []
         self._unsure = unsure
-        self._asked: list[tuple[MuxPlan, Sequence[float]]] = []
+        self._asked: list[Steps] = []
 
-    def run(
-        self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan, thresholds: Sequence[float]
-    ) -> asyncio.Future[Scores]:
+    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
+        plan = steps.step.plan
         assert plan.samples == len(samples)
         for group in plan.groups:
             depths = [samples[i].depth if isinstance(samples[i], Prefilled) else 0 for i in group.members]
@@ -62,24 +66,26 @@ class ManualDevice:
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.batches.append((samples, future))
         self.plans.append(plan)
-        self._asked.append((plan, thresholds))
+        self._asked.append(steps)
         return future
 
     def finish(self) -> None:
         samples, future = self.batches.pop(0)
-        plan, thresholds = self._asked.pop(0)
+        steps = self._asked.pop(0)
         ids = [ids_of(sample) for sample in samples]
-        confidences = [1.0] * len(samples)
-        kept = {}
-        for group in plan.groups:
-            for member in group.members:
-                if thresholds[member] and self._unsure(ids[member], group.point):
-                    confidences[member] = 0.5
-                if confidences[member] < thresholds[member] and group.point != PLAIN:
-                    states = torch.tensor([*ids[member], *[0] * (len(samples[member]) - 2)])
-                    kept[member] = Prefilled(group.point.prefill, states)
+        going = True
+        while going:
+            unsure = [self._unsure(ids[number], steps.points[number]) for number in steps.step.members]
+            going = steps.advance([0.0 if one else 1.0 for one in unsure]) is not None
+            if going:
+                self.plans.append(steps.step.plan)
+        kept = {
+            number: Prefilled(point.prefill, torch.tensor([*ids[number], *[0] * (len(samples[number]) - 2)]))
+            for number, point in enumerate(steps.points)
+            if steps.audits(number)
+        }
         scores = [[float(i) for i in own] for own in ids]
-        future.set_result(Scores(scores, scores, confidences, 0.001, kept, sum(map(len, samples))))
+        future.set_result(Scores(scores, scores, 0.001, kept, steps.tokens))
 
     def fail(self) -> set[int]:
         samples, future = self.batches.pop(0)
@@ -189,25 +195,20 @@ async def test_while_a_batch_runs_the_next_one_gathers() -> None:
     await batcher.close()
 
 
-async def test_what_is_not_sure_goes_on_ahead_of_later_arrivals() -> None:
+async def test_what_is_not_sure_goes_on_in_its_own_batch() -> None:
     device = ManualDevice(lambda ids, point: ids[1] > 0)
     batcher = batcher_on(device)
     first = batcher.submit(samples_of(0, [5, 5]), Terms(1, 0, guaranteed=True))
     await settle()
-    later = batcher.submit(samples_of(1, [38]), Terms(1, 0))
-    device.finish()
-    await settle()
-    assert [(g.point, g.start) for g in device.plans[-1].groups] == [(LATER, EARLY.prefill)]
-    device.finish()
-    await settle()
-    assert [(g.point, g.start) for g in device.plans[-1].groups] == [(PLAIN, LATER.prefill)]
     device.finish()
     await settle()
     assert [answer.escalated for answer in first.answers.result().items] == [False, True]
-    assert not later.answers.done()
-    device.finish()
-    await settle()
-    assert [answer.escalated for answer in later.answers.result().items] == [False]
+    assert [answer.point for answer in first.answers.result().items] == [EARLY, PLAIN]
+    assert [[(g.point, g.start, len(g.members)) for g in plan.groups] for plan in device.plans] == [
+        [(EARLY, 0, 2)],
+        [(LATER, EARLY.prefill, 1)],
+        [(PLAIN, LATER.prefill, 1)],
+    ]
 
 
 async def test_an_audited_sample_that_is_escalated_counts_as_agreed() -> None:
@@ -306,9 +307,9 @@ async def test_a_suspended_cascade_answers_nothing_but_is_audited() -> None:
     assert [(audit.width, audit.agreed) for audit in audits[before:]] == [(1, True)]
 
 
-async def test_a_withdrawn_request_does_not_come_back_to_be_escalated() -> None:
-    device = ManualDevice(lambda ids, point: True)
-    batcher = batcher_on(device)
+async def test_a_withdrawn_request_does_not_come_back_to_be_audited() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device, guards=Guards(0.9, 1))
     gone = batcher.submit(samples_of(0, [5]), Terms(1, 0, guaranteed=True))
     await settle()
     gone.fail(ClientDisconnected())
@@ -433,10 +434,11 @@ async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) 
     samples = tiny_bundle.tokenizer([(" ".join(["film"] * n), None) for n in (1, 30, 2, 9, 31, 8, 3)])
     plan = MuxPlan((Group(two, (0, 2, 3, 5)), Group(plain, (1, 4, 6))))
     engine = Engine(tiny_bundle, (two, plain), torch.device("cpu"))
-    thresholds = [0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 0.0]
-    whole = await engine.run(samples, plan, thresholds)
+    menu = Menu((two, plain))
+    waiting = [Waiting(len(sample), audited=number in (2, 5)) for number, sample in enumerate(samples)]
+    whole = await engine.run(samples, Steps(waiting, plan, menu))
     engine._part_cost = 0.0
-    cut = await engine.run(samples, plan, thresholds)
+    cut = await engine.run(samples, Steps(waiting, plan, menu))
     real = sum(map(len, samples))
     assert whole.padded_tokens == 7 * len(samples[4])
     assert real <= cut.padded_tokens < 1.1 * real
@@ -444,6 +446,28 @@ async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) 
     assert set(cut.kept) == set(whole.kept) == {2, 5}
     for number, states in whole.kept.items():
         torch.testing.assert_close(cut.kept[number].states, states.states)
+    engine.close()
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.51, 2.0])
+async def test_a_cascade_ends_where_its_points_say_in_one_batch(tiny_bundle: Bundle, sure: float) -> None:
+    """0.0: every sample leaves at once; 2.0: none does, and all get the plain model's own scores."""
+    backbone, pad_id = tiny_bundle.classifier.backbone, tiny_bundle.tokenizer.pad_id
+    torch.manual_seed(0)
+    adapters = {
+        point: make_adapters(backbone, point, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
+        for point in (EARLY, LATER)
+    }
+    classifier = MuxClassifier(backbone, adapters)
+    cascade = Cascade((EARLY, LATER), sure, LAYERS)
+    menu = Menu((PLAIN,), (cascade,))
+    engine = Engine(replace(tiny_bundle, classifier=classifier), menu.points, torch.device("cpu"))
+    samples = tiny_bundle.tokenizer([("film " * n + f"word{n}", None) for n in (1, 30, 2, 9, 31, 8, 3, 5)])
+    answers = await batcher_of(engine, menu).submit(samples, Terms(1, guaranteed=True)).answers
+    logits, left_at = run_cascade(classifier, samples, cascade, pad_id, 10_000)
+    torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), logits)
+    assert [answer.point for answer in answers.items] == [cascade.at(step) for step in left_at]
+    assert [answer.escalated for answer in answers.items] == [step == len(cascade.points) for step in left_at]
     engine.close()
 
 

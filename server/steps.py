@@ -1,0 +1,100 @@
+"""One batch's way through its cascades: who goes on after a step, where, and with whom. Pure: no torch, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from revmux_core.cascade import Cascade
+from revmux_core.plan import MuxPlan
+from revmux_core.points import OperatingPoint
+from server.planner import Menu, Sample, group_samples
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What runs next: `members` are numbers of the batch's samples, in the order in which `plan` numbers them."""
+
+    members: tuple[int, ...]
+    plan: MuxPlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Escalated:
+    """A sample that its cascade was not sure of, as the planner sees it."""
+
+    length: int
+    max_width: int
+    guaranteed: bool
+    audited: bool
+    scope: Hashable
+    start: int
+    resumes_at: OperatingPoint
+
+
+class Steps:
+    """The steps of one batch of `samples`, the first of them planned as `plan`.
+
+    What a step of a certified cascade is not sure of goes on in the same batch, from the states that it stands at: its
+    request waits for one batch only, and nothing else runs in between. Afterwards `points` has where every sample was
+    answered, `cascades` the cascade that decided so (None: nothing did), and `tokens` and `composites` are what all
+    steps held.
+    """
+
+    def __init__(self, samples: Sequence[Sample], plan: MuxPlan, menu: Menu) -> None:
+        self._samples = samples
+        self._menu = menu
+        self._levels = [0] * len(samples)
+        self.step = Step(tuple(range(len(samples))), plan)
+        self.points = [menu.plain] * len(samples)
+        self.cascades: list[Cascade | None] = [None] * len(samples)
+        self.tokens = self.composites = 0
+        self._count()
+        for number, sample in enumerate(samples):
+            if sample.guaranteed:
+                self.cascades[number] = menu.cascade_from(self.points[number])
+
+    def escalated(self, number: int) -> bool:
+        """Whether a sample's cascade was sure of it at no step, so that the plain path answered it."""
+        return self.cascades[number] is not None and self.points[number] == self._menu.plain
+
+    def audits(self, number: int) -> bool:
+        """Whether the states of a sample that was answered are wanted, for the plain path to go on from."""
+        return self._samples[number].audited and self.points[number] != self._menu.plain
+
+    def advance(self, confidences: Sequence[float]) -> Step | None:
+        """What runs after the current step, whose members came out as sure as `confidences`; None ends the batch."""
+        onward: list[_Escalated] = []
+        numbers: list[int] = []
+        for number, confidence in zip(self.step.members, confidences, strict=True):
+            cascade = self.cascades[number]
+            if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
+                continue
+            self._levels[number] += 1
+            level = self._levels[number]
+            sample = self._samples[number]
+            numbers.append(number)
+            onward.append(
+                _Escalated(
+                    sample.length,
+                    sample.max_width,
+                    sample.guaranteed,
+                    sample.audited,
+                    sample.scope,
+                    cascade.start(level),
+                    cascade.at(level),
+                )
+            )
+        if not onward:
+            return None
+        planned = group_samples(onward, range(len(onward)), self._menu)
+        self.step = Step(tuple(numbers[position] for position in planned.members), planned.plan)
+        self._count()
+        return self.step
+
+    def _count(self) -> None:
+        for group in self.step.plan.groups:
+            for member in group.members:
+                self.points[self.step.members[member]] = group.point
+        self.tokens += sum(self._samples[number].length for number in self.step.members)
+        self.composites += self.step.plan.composites
