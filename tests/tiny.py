@@ -31,6 +31,7 @@ from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import make_problem
 from revmux_core.saving import save_bundle
 
 LABELS = ["negative", "neutral", "positive"]
@@ -71,7 +72,7 @@ def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint,
         folder,
         name="tiny",
         base=BaseEntry(model_id=str(base), sha256=sha256(base / "model.safetensors")),
-        labels=LABELS,
+        problem=make_problem("single_label_classification", LABELS),
         max_tokens=MAX_TOKENS,
         source=base,
         task=None,
