@@ -268,7 +268,7 @@ def test_other_families_and_tasks_are_refused() -> None:
             view(AutoModelForSequenceClassification.from_config(config))
     with pytest.raises(UnsupportedModelError, match="needs at least two labels"):
         view(AutoModelForTokenClassification.from_config(BertConfig(**SIZES, num_labels=1)))
-    with pytest.raises(UnsupportedModelError, match="of this family ...ForSequenceClassification and ...ForCausalLM"):
+    with pytest.raises(UnsupportedModelError, match=r"of this family \.\.\.ForSequenceClassification"):
         view(AutoModelForTokenClassification.from_config(LlamaConfig(**DECODER, num_labels=3)))
     with pytest.raises(UnsupportedModelError, match="only models with a language model head"):
         view(T5EncoderModel(T5Config(**T5)))
