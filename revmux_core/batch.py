@@ -16,13 +16,78 @@ from revmux_core.plan import MuxPlan, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A sample whose first `depth` layers were already run: the states after them, `[T, d]`, without padding."""
+    """A sample whose first `depth` layers were already run: the states after them, `[T, d]`, without padding.
+
+    `words` are those of its `Tokens`.
+    """
 
     depth: int
     states: Tensor
+    words: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.states)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Where the words of some samples are read, W words in all, sample after sample.
+
+    `samples` `[W]` numbers the sample of every word, `positions` `[W]` is where its first word piece stands, and `nth`
+    `[W]` counts the words of its sample. `own` has the positions by sample, as `Tokens.words`, on the host.
+    """
+
+    samples: Tensor
+    positions: Tensor
+    nth: Tensor
+    own: tuple[list[int], ...]
+
+    @classmethod
+    def of(cls, own: Sequence[list[int]]) -> Words:
+        """The words of samples that stand at these positions."""
+        counts = list(map(len, own))
+        return cls(
+            torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+            torch.tensor([position for words in own for position in words], dtype=torch.long),
+            torch.tensor([nth for count in counts for nth in range(count)], dtype=torch.long),
+            tuple(own),
+        )
+
+    def to(self, device: torch.device) -> Words:
+        """The same on `device`; to a GPU as a batch goes there, see `MuxBatch.to`."""
+        samples, positions, nth = (_move(tensor, device) for tensor in (self.samples, self.positions, self.nth))
+        return Words(samples, positions, nth, self.own)
+
+    def __getitem__(self, part: slice) -> Words:
+        """The words of neighbouring samples, which are numbered from 0 on."""
+        first, last, _ = part.indices(len(self.own))
+        rows = slice(sum(map(len, self.own[:first])), sum(map(len, self.own[:last])))
+        return Words(self.samples[rows] - first, self.positions[rows], self.nth[rows], self.own[part])
+
+    def read(self, states: Tensor) -> Tensor:
+        """What stands there in states `[S, T, k]` of the samples: `[W, k]`."""
+        return states[self.samples, self.positions]
+
+    def mean(self, states: Tensor) -> Tensor:
+        """Of the words' states `[W, k]` the samples' means, `[S, k]`; 0 without words."""
+        sums = states.new_zeros(len(self.own), states.shape[1]).index_add_(0, self.samples, states)
+        counts = states.new_zeros(len(self.own), 1).index_add_(0, self.samples, torch.ones_like(states[:, :1]))
+        return sums / counts.clamp(min=1)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """The words' logits `[W, C]` by sample, `[S, words, C]`, NaN after a sample's last word."""
+        most = max(1, *map(len, self.own))
+        spread = rows.new_full((len(self.own), most, rows.shape[1]), torch.nan)
+        spread[self.samples, self.nth] = rows
+        return spread
+
+
+def cat_logits(parts: Sequence[Tensor]) -> Tensor:
+    """Logits `[S, C]` or `[S, words, C]` of several batches as one, with NaN where a batch had fewer words."""
+    if parts[0].ndim == 3:
+        most = max(part.shape[1] for part in parts)
+        parts = [F.pad(part, (0, 0, 0, most - part.shape[1]), value=torch.nan) for part in parts]
+    return torch.cat(list(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +96,7 @@ class MuxBatch:
 
     `mask` `[S, T]` is of all. `ids` and `type_ids` are of the samples that start with their tokens, `[F, T]`;
     `prefilled` has, for every group that starts above the first layer, its states `[S_group, T, d]`. `place` `[S]` is
-    the row of every sample in the order in which the plan numbers them.
+    the row of every sample in the order in which the plan numbers them. `words` is None where texts have one answer.
     """
 
     plan: MuxPlan
@@ -41,6 +106,7 @@ class MuxBatch:
     type_ids: Tensor | None
     place: Tensor
     prefilled: tuple[Tensor, ...] = ()
+    words: Words | None = None
 
     def to(self, device: torch.device) -> MuxBatch:
         """The batch on `device`.
@@ -50,12 +116,18 @@ class MuxBatch:
         """
         if self.mask.device == device:
             return self
+        return replace(
+            self,
+            mask=_move(self.mask, device),
+            ids=_move(self.ids, device),
+            type_ids=None if self.type_ids is None else _move(self.type_ids, device),
+            place=_move(self.place, device),
+            words=None if self.words is None else self.words.to(device),
+        )
 
-        def move(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        type_ids = None if self.type_ids is None else move(self.type_ids)
-        return replace(self, mask=move(self.mask), ids=move(self.ids), type_ids=type_ids, place=move(self.place))
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def collate(
@@ -88,7 +160,10 @@ def collate(
             prefilled.append(F.pad(padded, (0, 0, 0, missing) if padding_side == "right" else (0, 0, missing, 0)))
     ids, _, type_ids = pad(fresh, pad_id, padding_side, longest)
     mask, place = make_mask(lengths, longest, padding_side), torch.from_numpy(np.argsort(order))
-    return MuxBatch(plan, lengths, mask, ids, type_ids, place, tuple(prefilled))
+    # Encoders alone answer by word, and they are padded on the right, so positions are the same in the batch.
+    words = [samples[index].words for index in order]
+    read = None if words[0] is None else Words.of([own or [] for own in words])
+    return MuxBatch(plan, lengths, mask, ids, type_ids, place, tuple(prefilled), read)
 
 
 def make_mask(lengths: Sequence[int], longest: int, padding_side: str) -> Tensor:

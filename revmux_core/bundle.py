@@ -26,12 +26,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from revmux_core.backbones import Backbone, view
+from revmux_core.backbones.base import set_problem
 from revmux_core.backbones.words import LABEL_WORDS, PROMPT, prompt_ids, set_prompt
 from revmux_core.backends import BackendName
 from revmux_core.backends.select import use_backend
@@ -52,6 +54,7 @@ from revmux_core.manifest import (
 from revmux_core.multiplexing import make_multiplexer
 from revmux_core.offline import BATCH_TOKENS, Prediction, run_all, run_cascade
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
+from revmux_core.problems import Problem
 from revmux_core.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -133,7 +136,8 @@ class Bundle:
             raise RevmuxError("quality guaranteed takes a width, not a point by its name")
         if not texts:
             return []
-        samples = self.tokenizer([(text, None) if isinstance(text, str) else text for text in texts])
+        items = [(text, None) if isinstance(text, str) else text for text in texts]
+        samples = self.tokenizer(items)
         pad_id = self.tokenizer.pad_id
         if quality == "guaranteed" and not isinstance(point, str):
             cascade = self.cascade(point)
@@ -143,10 +147,19 @@ class Bundle:
         else:
             logits, ran = run_all(self.classifier, samples, self.point(point), pad_id, BATCH_TOKENS)
             used = [(width, False) for width in ran]
-        return [
-            Prediction(self.manifest.labels[int(probs.argmax())], probs.tolist(), width, escalated)
-            for probs, (width, escalated) in zip(logits.softmax(dim=-1), used, strict=True)
-        ]
+        problem = self.classifier.backbone.problem
+        raw = logits.numpy()
+        probs = problem.activate(raw)
+        predictions = []
+        for row, ((text, _), sample, (width, escalated)) in enumerate(zip(items, samples, used, strict=True)):
+            # Of a text's own words, where those are what is answered.
+            own = row if sample.words is None else (row, slice(len(sample.words)))
+            answer = problem.answer(raw[own].ravel().tolist(), probs[own].ravel().tolist(), text, sample)
+            answer.pop("num_classes")
+            predictions.append(
+                Prediction(**{"label": None, "probs": [], **answer}, mux_width=width, escalated=escalated)
+            )
+        return predictions
 
 
 def load_bundle(
@@ -177,7 +190,7 @@ def load_bundle(
             f"{manifest.base.sha256}"
         )
     try:
-        model = load_model(found.folder, folder / "backbone", manifest.labels, manifest.verbalizer)
+        model = load_model(found.folder, folder / "backbone", manifest.problem, manifest.verbalizer)
         if manifest.tuned:
             model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
         if manifest.prompt_tokens:
@@ -185,7 +198,9 @@ def load_bundle(
         backbone = view(model)
         adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
         prompt = prompt_ids(model, manifest.prompt_tokens)
-        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens, prompt)
+        tokenizer = Tokenizer(
+            AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens, prompt, backbone.problem.by_word
+        )
         classifier = MuxClassifier(backbone, adapters)
         use_backend(classifier, backend, torch.device(device), dtype)
         precision = classifier.executor.precision
@@ -202,7 +217,7 @@ def load_bundle(
             )
         if manifest.calibration is not None:
             for name, file in manifest.calibration.files.items():
-                score = LearntConfidence(backbone.hidden_size)
+                score = LearntConfidence(backbone.hidden_size, backbone.problem)
                 score.load_state_dict(load_file(folder / file))
                 score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
@@ -212,19 +227,20 @@ def load_bundle(
 
 
 def load_model(
-    weights: Path, config: Path, labels: list[str], verbalizer: Mapping[str, int] | None = None
+    weights: Path, config: Path, problem: Problem, verbalizer: Mapping[str, int] | None = None
 ) -> PreTrainedModel:
     """The model in float32 from the folder `weights`, shaped by the configuration in `config`.
 
-    It is a sequence classifier, or with a `verbalizer` a language model that has a word for every label. A head that
+    It is a classifier, of sequences or tokens as `problem` has it, or with a `verbalizer` a language model that has a
+    word for every label. A head that
     the weights lack is initialised at random and must be tuned or loaded before use. Raises `ValueError` when anything
     else is missing, `KeyError` for a label without a word.
     """
-    names = dict(enumerate(labels))
-    kind: Any = AutoModelForSequenceClassification
-    settings = AutoConfig.from_pretrained(config, id2label=names, label2id={name: i for i, name in names.items()})
+    kind: Any = AutoModelForTokenClassification if problem.by_word else AutoModelForSequenceClassification
+    settings = AutoConfig.from_pretrained(config)
+    set_problem(settings, problem)
     if verbalizer is not None:
-        setattr(settings, LABEL_WORDS, [verbalizer[label] for label in labels])
+        setattr(settings, LABEL_WORDS, [verbalizer[label] for label in problem.labels])
         kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
     with quiet_transformers():
         model, info = kind.from_pretrained(

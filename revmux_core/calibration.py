@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revmux_core.batch import cat_logits
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import CalibrationError, samples_needed
 from revmux_core.confidence import LearntConfidence
-from revmux_core.evaluation import plain_labels
+from revmux_core.evaluation import plain_answers
 from revmux_core.manifest import Calibration, CascadeEntry
 from revmux_core.offline import BATCH_TOKENS, answer_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
@@ -43,14 +44,14 @@ def calibrate(
     data: str,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
-    reference: Tensor | None = None,
+    reference: np.ndarray | None = None,
 ) -> Calibrated:
     """Certifies one cascade for each of `widths`: the exits at width 1, the cheapest point of any other.
 
     All promises hold together with the given `confidence`: each is certified at 1 - (1 - confidence) / widths. A part
     of the texts picks the exits, learns the scores and fixes the thresholds to try; it is also where partners are
-    drawn from at random. The other texts, each with partners of its own, certify. `reference` are the labels `[S]` that
-    answers must not differ from, by default those of the bundle's own plain path in PyTorch.
+    drawn from at random. The other texts, each with partners of its own, certify. `reference` are the answers
+    `[S, ...]` that those of the bundle must agree with (`Problem.agree`), by default its own plain path's in PyTorch.
 
     Widths whose cascade would escalate everything are left out. Raises `CalibrationError` for too few texts, or when
     no width is left; `RevmuxError` for a width that the bundle lacks.
@@ -61,7 +62,7 @@ def calibrate(
     learn, test = split(len(samples), seed)
     progress("plain model")
     if reference is None:
-        reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+        reference = plain_answers(bundle.classifier, samples, bundle.tokenizer.pad_id)
     seen = {}
     plain = bundle.classifier.plain
     for point in dict.fromkeys([*(point for chain in chains.values() for point in chain), plain]):
@@ -138,7 +139,7 @@ def validate(
     splits: int,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
-    reference: Tensor | None = None,
+    reference: np.ndarray | None = None,
 ) -> Validation:
     """Repeats `calibrate` on random thirds of the samples and tests every promise on the others.
 
@@ -151,7 +152,7 @@ def validate(
     _require(third, target, each, confidence, len(chains), " to calibrate with")
     progress("plain model")
     if reference is None:
-        reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+        reference = plain_answers(bundle.classifier, samples, bundle.tokenizer.pad_id)
     seen = {}
     plain = bundle.classifier.plain
     for point in dict.fromkeys([*(point for chain in chains.values() for point in chain), plain]):
@@ -237,7 +238,7 @@ def see(
     samples: Sequence[Tokens],
     asked: Sequence[int],
     pool: Sequence[int],
-    reference: Tensor,
+    reference: np.ndarray,
     seed: int,
 ) -> Seen:
     """Answers of the samples `asked` at `point`, each in a composite of its own with partners drawn from `pool`.
@@ -270,5 +271,6 @@ def see(
         logits.append(outcome.logits[rows].float().cpu())
         pooled.append(outcome.pooled[rows].float().cpu())
     back = torch.tensor(order).argsort()
-    answers = torch.cat(logits)[back]
-    return Seen(answers, torch.cat(pooled)[back], answers.argmax(dim=-1) == reference[list(asked)])
+    answers, problem = cat_logits(logits)[back], bundle.classifier.backbone.problem
+    agrees = problem.agree(problem.decide(answers.numpy()), reference[list(asked)])
+    return Seen(problem, answers, torch.cat(pooled)[back], torch.from_numpy(agrees))

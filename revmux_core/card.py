@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from revmux_core.benchmark import Load, measure_speed
 from revmux_core.bundle import Bundle
-from revmux_core.evaluation import draws_at, evaluate, plain_labels
+from revmux_core.evaluation import draws_at, evaluate, plain_answers
 from revmux_core.manifest import Calibration, Manifest, record_measurements
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import MultiLabel, Problem, Regression
 
 _ROUNDS = 5
 
@@ -23,7 +26,7 @@ def measure_and_write(
     folder: Path,
     bundle: Bundle,
     samples: Sequence[Tokens],
-    labels: Sequence[int] | None,
+    targets: np.ndarray | None,
     data: str,
     draws: int,
     progress: Callable[[], None] = lambda: None,
@@ -36,13 +39,13 @@ def measure_and_write(
     points = sorted(bundle.classifier.points, key=lambda point: -point.ideal_cost(layers))
     load = Load(bundle.classifier, samples, bundle.tokenizer.pad_id, BATCH_TOKENS)
     [speeds] = measure_speed([load], points, _ROUNDS, progress)
-    reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+    reference = plain_answers(bundle.classifier, samples, bundle.tokenizer.pad_id)
     evaluations = [
         evaluate(
             bundle.classifier,
             point,
             samples,
-            labels,
+            targets,
             bundle.tokenizer.pad_id,
             draws_at(point, draws),
             progress=progress,
@@ -90,11 +93,11 @@ def machine() -> str:
 def model_card(manifest: Manifest) -> str:
     """The card in Markdown; every figure on it comes from the manifest."""
     measured, training = manifest.measured, manifest.training
+    metric = manifest.problem.metrics[0]
     lines = [
         f"# {manifest.name}",
         "",
-        f"Classifies text as {', '.join(manifest.labels[:10])}{' ...' if len(manifest.labels) > 10 else ''} "
-        f"({len(manifest.labels)} labels), from 1 to {max([1, *(p.width for p in manifest.points)])} texts a sequence.",
+        f"{_answers(manifest)}, from 1 to {max([1, *(p.width for p in manifest.points)])} texts a sequence.",
         "",
         f"- Base model: `{manifest.base.model_id}`, frozen, not included; `model.safetensors` has SHA-256 "
         f"`{manifest.base.sha256}`.",
@@ -105,14 +108,15 @@ def model_card(manifest: Manifest) -> str:
         "",
         f"Measured on {measured['data']}, {measured['points'][0]['samples']} samples, "
         f"{max(row['draws'] for row in measured['points'])} reshuffles of partners; speed on {measured['machine']}, "
-        "float32, relative to the plain path in the same run. Ideal counts layer compute only.",
+        "float32, relative to the plain path in the same run. Ideal counts layer compute only. An answer agrees if it "
+        f"has {manifest.problem.same}.",
         "",
-        "| point | texts a sequence | ideal speed-up | measured | accuracy (worst draw) | share of plain | "
-        "agreement with plain (worst) | without its composite | label depends on partner | stored |",
+        f"| point | texts a sequence | ideal speed-up | measured | {metric.replace('_', ' ')} (worst draw) | share of "
+        "plain | agreement with plain (worst) | without its composite | answer depends on partner | stored |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *(_row(row, manifest.num_layers) for row in measured["points"]),
+        *(_row(row, manifest.num_layers, metric) for row in measured["points"]),
         "",
-        *(line for calibration in manifest.calibrations for line in _certified(calibration)),
+        *(line for calibration in manifest.calibrations for line in _certified(calibration, manifest.problem)),
         "## Training",
         "",
     ]
@@ -135,7 +139,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         "The plain point is the untouched model. An early exit answers from its first layers and no other text can "
         "change its answer. A multiplexed answer depends a little on the texts it shares a sequence with; the table "
-        "says how often that changed the label. Without its composite it has only its own prefill layers to go by. "
+        "says how often that changed the answer. Without its composite it has only its own prefill layers to go by. "
         "Figures hold for text like the data above; measure agreement on your own with `revmux eval`, which needs no "
         "labels.",
         "",
@@ -143,7 +147,18 @@ def model_card(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _certified(calibration: Calibration) -> list[str]:
+def _answers(manifest: Manifest) -> str:
+    problem = manifest.problem
+    names = ", ".join(manifest.labels[:10]) + (" ..." if len(manifest.labels) > 10 else "")
+    count = f"{names} ({len(manifest.labels)} labels)"
+    if isinstance(problem, Regression):
+        return f"Scores text: {names}"
+    if isinstance(problem, MultiLabel):
+        return f"Classifies text as any of {count}"
+    return f"Classifies {'every word of a text' if problem.by_word else 'text'} as {count}"
+
+
+def _certified(calibration: Calibration, problem: Problem) -> list[str]:
     rows = [
         f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {entry.score} | "
         f"{entry.threshold:.3f} | {entry.escalation_rate:.1%} | {entry.agreement:.1%} | "
@@ -153,8 +168,8 @@ def _certified(calibration: Calibration) -> list[str]:
     return [
         f"## Certified agreement ({calibration.backend}, {calibration.precision})",
         "",
-        f"With confidence {calibration.confidence:.0%}, at least {calibration.target:.1%} of guaranteed answers are "
-        f"the plain model's, on texts like {calibration.data} ({calibration.samples} samples, 30% to choose, 70% to "
+        f"With confidence {calibration.confidence:.0%}, at least {calibration.target:.1%} of guaranteed answers have "
+        f"{problem.same}, on texts like {calibration.data} ({calibration.samples} samples, 30% to choose, 70% to "
         "certify) with random partners. What a point is not sure enough of goes on to the next, and plain in the end.",
         "",
         "| texts a sequence | points in turn | confidence | threshold | escalated to plain | agreement seen | lower "
@@ -173,16 +188,16 @@ def _tuned(manifest: Manifest) -> str:
     return "no"
 
 
-def _row(row: dict[str, Any], num_layers: int) -> str:
+def _row(row: dict[str, Any], num_layers: int, metric: str) -> str:
     kind = OperatingPoint.parse(row["point"]).kind(num_layers)
     without = row["agreement_without_composite"]
-    accuracy = share = "not measured"
-    if row["accuracy"] is not None:
-        accuracy = f"{row['accuracy']:.1%} ({row['accuracy_worst']:.1%})"
-        share = f"{row['accuracy'] / row['plain_accuracy']:.1%}"
+    against_labels = share = "not measured"
+    if row[metric] is not None:
+        against_labels = f"{row[metric]:.1%} ({row[f'{metric}_worst']:.1%})"
+        share = f"{row[metric] / row[f'plain_{metric}']:.1%}" if row[f"plain_{metric}"] else "-"
     return (
         f"| `{row['point']}` {kind} | {row['width']} | {row['ideal_speedup']:.2f} | {row['speedup']:.2f} | "
-        f"{accuracy} | {share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | "
+        f"{against_labels} | {share} | {row['agreement']:.1%} ({row['agreement_worst']:.1%}) | "
         f"{'-' if without is None else f'{without:.1%}'} | {row['partner_sensitivity']:.1%} | "
         f"{row['bytes'] / 1e6:.1f} MB |"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import cast
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from revmux_core.backbones import Backbone
 from revmux_core.backends.base import Executor
 from revmux_core.backends.eager import EagerExecutor
-from revmux_core.batch import MuxBatch, Prefilled
+from revmux_core.batch import MuxBatch, Prefilled, Words
 from revmux_core.composites import Composites, demultiplex
-from revmux_core.confidence import LearntConfidence, top_probability
+from revmux_core.confidence import LearntConfidence
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.plan import Group
@@ -26,7 +26,7 @@ class Adapters(nn.Module):
     """All that belongs to one operating point, other than the plain one, beside the frozen backbone.
 
     `deltas` holds the point's own versions of its upper layers; None runs the frozen ones. `confidence` says how sure
-    the point is of an answer; None takes the top probability.
+    the point is of an answer; None takes the model's own probability of it.
     """
 
     def __init__(self, multiplexer: Multiplexer, deltas: DeltaLayers | None = None) -> None:
@@ -55,6 +55,7 @@ class _Track:
     group: Group
     hidden: Tensor
     mask: Tensor
+    words: Words | None
     composites: Composites | None = field(default=None)
     prefilled: Tensor | None = field(default=None)
 
@@ -71,7 +72,8 @@ class Outcome:
     """What a batch came to, in the order of the samples that the plan was made for.
 
     `logits` `[S, C]`; `pooled` `[S, d]`, the states that the head read; `confidences` `[S]`, how sure each one's point
-    is of its answer. `states` holds, for every group of the plan that is not plain, its members' states
+    is of its answer. Where words are answered, logits are `[S, words, C]` with NaN after a text's last one, and pooled
+    states the mean over its words. `states` holds, for every group of the plan that is not plain, its members' states
     `[S_group, T, d]` where its prefill ended, so that any of them can go on from there (`prefilled`).
     """
 
@@ -80,6 +82,7 @@ class Outcome:
     confidences: Tensor
     states: dict[Group, Tensor]
     lengths: dict[int, int]
+    words: dict[int, list[int]]
     padding_side: str
 
     def standing(self, group: Group, member: int) -> Prefilled:
@@ -88,15 +91,15 @@ class Outcome:
         Part of the batch's states, all of which stay while it is held.
         """
         row = self.states[group][member]
-        length = self.lengths[group.members[member]]
-        return Prefilled(
-            group.point.prefill, row[:length] if self.padding_side == "right" else row[len(row) - length :]
-        )
+        number = group.members[member]
+        length = self.lengths[number]
+        own = row[:length] if self.padding_side == "right" else row[len(row) - length :]
+        return Prefilled(group.point.prefill, own, self.words.get(number))
 
     def prefilled(self, group: Group, member: int) -> Prefilled:
         """A copy of what is `standing` there: the batch's states are freed though this one waits."""
         own = self.standing(group, member)
-        return Prefilled(own.depth, own.states.clone())
+        return replace(own, states=own.states.clone())
 
 
 class MuxClassifier(nn.Module):
@@ -127,6 +130,8 @@ class MuxClassifier(nn.Module):
         # One call for all: the head's matrix product is the same whatever the point.
         pooled = _cat([self._pool(track) for track in tracks])
         logits = self.backbone.head(pooled)
+        if batch.words is not None:
+            pooled, logits = batch.words.mean(pooled), batch.words.spread(logits)
         sizes = [len(track.group.members) for track in tracks]
         confidences = [
             self._confidence(track.point, *rows)
@@ -138,12 +143,13 @@ class MuxClassifier(nn.Module):
             _cat(confidences)[batch.place],
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
+            {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),
             self.backbone.padding_side,
         )
 
     def _confidence(self, point: OperatingPoint, pooled: Tensor, logits: Tensor) -> Tensor:
         learnt = None if point == self.plain else self.adapters_of(point).confidence
-        return top_probability(logits) if learnt is None else learnt(pooled, logits)
+        return self.backbone.problem.confidence(logits) if learnt is None else learnt(pooled, logits)
 
     def _tracks(self, batch: MuxBatch) -> list[_Track]:
         """The plan's groups, each with the states that it starts from."""
@@ -155,10 +161,14 @@ class MuxClassifier(nn.Module):
             hidden = self.backbone.embed(batch.ids, _cat([mask for _, mask in fresh]), batch.type_ids)
             embedded = iter(hidden.split([len(group.members) for group, _ in fresh]))
         prefilled = iter(batch.prefilled)
-        return [
-            _Track(group, next(prefilled if group.start else embedded), mask)
-            for group, mask in zip(groups, masks, strict=True)
-        ]
+        tracks = []
+        first = 0
+        for group, mask in zip(groups, masks, strict=True):
+            own = slice(first, first + len(group.members))
+            words = None if batch.words is None else batch.words[own]
+            tracks.append(_Track(group, next(prefilled if group.start else embedded), mask, words))
+            first = own.stop
+        return tracks
 
     def _run(self, tracks: list[_Track]) -> None:
         """Takes every track to the end of its point.
@@ -196,9 +206,10 @@ class MuxClassifier(nn.Module):
     def _pool(self, track: _Track) -> Tensor:
         if track.composites is None:
             rows = torch.arange(len(track.hidden), device=track.hidden.device)
-            return self.backbone.pool(track.hidden, rows, track.mask)
+            pooled = self.backbone.pool(track.hidden, rows, track.mask)
+            return pooled if track.words is None else track.words.read(pooled)
         multiplexer = self.adapters_of(track.point).multiplexer
-        return demultiplex(self.backbone, multiplexer, track.hidden, track.composites)
+        return demultiplex(self.backbone, multiplexer, track.hidden, track.composites, track.words)
 
 
 def _key(point: OperatingPoint) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from revmux_core.backbones import Backbone
+from revmux_core.batch import Words
 from revmux_core.multiplexing import Multiplexer
 
 
@@ -17,7 +18,7 @@ class Composites:
     """What the upper layers run on, and what separating the answers needs.
 
     `hidden` and `mask` are what `Multiplexer.multiplex` made; `own` `[B*N, k]` is each sample's own shortcut around
-    the composites and `own_mask` `[B*N, T]` its own mask.
+    the composites, `[B*N, T, k]` where words are answered, and `own_mask` `[B*N, T]` its own mask.
     """
 
     hidden: Tensor
@@ -50,10 +51,16 @@ def multiplex(
     return Composites(composite, union, own, mask)
 
 
-def demultiplex(backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites) -> Tensor:
-    """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`."""
+def demultiplex(
+    backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None = None
+) -> Tensor:
+    """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`, or per word, `[W, d]`:
+    a word is demultiplexed as a sample is, from its position of the composite and its own place in the shortcut."""
     samples = torch.arange(len(composites.own), device=hidden.device)
     rows = samples if multiplexer.rows_apart else samples // multiplexer.width
     text, appended = hidden.split([hidden.shape[1] - multiplexer.appended, multiplexer.appended], dim=1)
-    pooled = backbone.pool(text, rows, composites.own_mask)
-    return multiplexer.demultiplex(pooled, samples % multiplexer.width, composites.own, appended[rows])
+    pooled, own = backbone.pool(text, rows, composites.own_mask), composites.own
+    if words is not None:
+        samples, rows = words.samples, rows[words.samples]
+        pooled, own = words.read(pooled), words.read(own)
+    return multiplexer.demultiplex(pooled, samples % multiplexer.width, own, appended[rows])

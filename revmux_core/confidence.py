@@ -1,4 +1,4 @@
-"""How sure a point is of an answer: the top probability, or a score learnt from the demultiplexed representation."""
+"""How sure a point is of an answer: its probability, or a score learnt from the demultiplexed representation."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revmux_core.problems import Problem
+
 ScoreKind = Literal["top-probability", "learnt"]
 TOP_PROBABILITY: ScoreKind = "top-probability"
 LEARNT: ScoreKind = "learnt"
-KINDS = (TOP_PROBABILITY, LEARNT)
+"""By name in manifests: what `Problem.confidence` says, which for one label is the top probability; or a score."""
 
 _WEIGHT_DECAY = 1.0
 _STEPS = 50
 
 
 class LearntConfidence(nn.Module):
-    """Logistic regression on the pooled state, the logits' margin and the top probability: the probability that the
-    plain model gives the same answer."""
+    """Logistic regression on the pooled state and the logits' `Problem.evidence`: the probability that the plain model
+    gives the same answer. For one label the evidence is the logits' margin and the top probability."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, problem: Problem) -> None:
         super().__init__()
+        self._problem = problem
         self.linear = nn.Linear(hidden_size + 2, 1)
         # Of the features, so that one strength of regularisation suits every backbone.
         self.register_buffer("mean", torch.zeros(hidden_size + 2))
@@ -33,11 +36,11 @@ class LearntConfidence(nn.Module):
 
     def forward(self, pooled: Tensor, logits: Tensor) -> Tensor:
         """Pooled states `[S, d]` and logits `[S, C]` to confidences `[S]`."""
-        return self._score(_features(pooled, logits)).sigmoid()
+        return self._score(self._features(pooled, logits)).sigmoid()
 
     def fit(self, pooled: Tensor, logits: Tensor, agrees: Tensor) -> None:
         """Learns from samples whose answers agree with the plain model's where `agrees` `[S]` is true."""
-        features = _features(pooled, logits)
+        features = self._features(pooled, logits)
         with torch.no_grad():
             self.mean.copy_(features.mean(dim=0))
             self.scale.copy_(features.std(dim=0, correction=0).clamp_min(1e-6))
@@ -61,15 +64,12 @@ class LearntConfidence(nn.Module):
         features = (features - self.mean.float()) / self.scale.float()
         return F.linear(features, self.linear.weight.float(), self.linear.bias.float()).squeeze(-1)
 
+    def _features(self, pooled: Tensor, logits: Tensor) -> Tensor:
+        """`[S, d + 2]` in float32."""
+        evidence = torch.stack(self._problem.evidence(logits), dim=-1)
+        return torch.cat([pooled.float(), evidence], dim=-1)
 
-def top_probability(logits: Tensor) -> Tensor:
-    """`[S, C]` to `[S]`."""
-    return logits.float().softmax(dim=-1).amax(dim=-1)
 
-
-def _features(pooled: Tensor, logits: Tensor) -> Tensor:
-    """`[S, d + 2]` in float32."""
-    logits = logits.float()
-    best = logits.topk(2, dim=-1).values
-    margin = best[:, 0] - best[:, 1]
-    return torch.cat([pooled.float(), margin.unsqueeze(-1), top_probability(logits).unsqueeze(-1)], dim=-1)
+def kinds(problem: Problem) -> list[ScoreKind]:
+    """The scores that there are for a problem: a number alone says nothing of how sure it is."""
+    return [TOP_PROBABILITY, LEARNT] if problem.has_confidence else [LEARNT]

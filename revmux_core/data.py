@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revmux_core.errors import RevmuxError
+import numpy as np
 
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "question")
-LABEL_COLUMNS = ("label", "category")
+from revmux_core.errors import RevmuxError
+from revmux_core.plan import Tokens
+from revmux_core.problems import LabelCell, LabelError, Problem
+
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "question", "tokens")
+LABEL_COLUMNS = ("label", "category", "labels", "tags")
 
 
 class DataError(RevmuxError):
@@ -25,7 +29,7 @@ class Example:
 
     text: str
     pair: str | None = None
-    label: str | None = None
+    label: LabelCell | None = None
 
 
 def read_examples(
@@ -38,7 +42,8 @@ def read_examples(
 
     `FILE.json#KEY` reads one part of a JSON object whose values are lists of `[text, label]`, as CLINC150 comes.
 
-    TSV is raw tab-separated text: a quotation mark is a character like any other. Without `text_column` and
+    TSV is raw tab-separated text: a quotation mark is a character like any other. A list of words, in JSON lines or
+    Parquet, is the text that has them with spaces between; a list of labels stays one. Without `text_column` and
     `label_column` the well-known names are looked for (`TEXT_COLUMNS`, `LABEL_COLUMNS`); a pair is read only when
     `pair_column` names it.
 
@@ -63,27 +68,29 @@ def read_examples(
         Example(
             text=_cell(path, number, row, text_column),
             pair=None if pair_column is None else _cell(path, number, row, pair_column),
-            label=None if label_column is None else _cell(path, number, row, label_column),
+            label=None if label_column is None else _label(path, number, row, label_column),
         )
         for number, row in enumerate(rows, start=1)
     ]
 
 
-def label_ids(examples: Sequence[Example], labels: Sequence[str]) -> list[int] | None:
-    """The class index of every example, or None where none has a label.
+def label_targets(examples: Sequence[Example], problem: Problem, samples: Sequence[Tokens]) -> np.ndarray | None:
+    """What the labels of examples say (`Problem.targets`), or None where none has a label.
 
-    A label may be spelt as its name or as its index into `labels`. Raises `DataError` for any other.
+    `samples` are their tokens, and further ones that have no labels after those. Raises `DataError` for a label that
+    the problem does not know, or one that is missing.
     """
     if all(example.label is None for example in examples):
         return None
-    known = {str(index): index for index in range(len(labels))} | {name: i for i, name in enumerate(labels)}
-    ids = []
+    own: list[Any] = []
     for number, example in enumerate(examples, start=1):
-        index = None if example.label is None else known.get(example.label)
-        if index is None:
-            raise DataError(f"sample {number} has label {example.label!r}, which is none of {', '.join(labels)}")
-        ids.append(index)
-    return ids
+        if example.label is None:
+            raise DataError(f"sample {number} has no label")
+        try:
+            own.append(problem.target(example.label, example.text))
+        except LabelError as error:
+            raise DataError(f"sample {number} {error}") from None
+    return problem.targets(own + [None] * (len(samples) - len(own)), samples)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -160,4 +167,9 @@ def _cell(path: Path, number: int, row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None:
         raise DataError(f"{path}, sample {number} has no {column!r}")
-    return str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _label(path: Path, number: int, row: dict[str, Any], column: str) -> LabelCell:
+    value = row.get(column)
+    return tuple(map(str, value)) if isinstance(value, list) else _cell(path, number, row, column)

@@ -10,7 +10,7 @@ import torch
 
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
-from revmux_core.evaluation import plain_labels
+from revmux_core.evaluation import plain_answers
 from revmux_core.offline import BATCH_TOKENS, answer_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
@@ -20,7 +20,7 @@ from revmux_core.points import OperatingPoint
 class HostileReport:
     """Shares of `victims`, over all `partners` that were tried in every other slot of the victim's composite.
 
-    `differs` is that of an average partner, `flipped` that of victims for whom some partner gives another label than
+    `differs` is that of an average partner, `flipped` that of victims for whom some partner gives another answer than
     the plain model's; `flipped_guaranteed` counts only flips that the width's certified cascade would let out (None
     where it has none).
     """
@@ -46,7 +46,8 @@ def search_partners(
 ) -> HostileReport:
     """Answers every victim once with every partner. Costs `point.width` x victims x partners samples."""
     width = point.width
-    reference = plain_labels(bundle.classifier, victims, bundle.tokenizer.pad_id)
+    problem = bundle.classifier.backbone.problem
+    reference = plain_answers(bundle.classifier, victims, bundle.tokenizer.pad_id)
     differs = torch.empty(len(partners), len(victims), dtype=torch.bool)
     let_out = torch.ones_like(differs)
     order = sorted(range(len(victims)), key=lambda i: -len(victims[i]))
@@ -60,7 +61,8 @@ def search_partners(
             plan = MuxPlan((Group(point, tuple(range(len(samples)))),))
             outcome = answer_plan(bundle.classifier, samples, plan, bundle.tokenizer.pad_id)
             rows = slice(0, None, width)
-            differs[number, batch] = outcome.logits[rows].argmax(dim=-1).cpu() != reference[batch]
+            answers = problem.decide(outcome.logits[rows].float().cpu().numpy())
+            differs[number, batch] = torch.from_numpy(~problem.agree(answers, reference[batch]))
             if cascade is not None:
                 let_out[number, batch] = outcome.confidences[rows].cpu() >= cascade.threshold
         progress()

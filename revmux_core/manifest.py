@@ -19,9 +19,10 @@ from revmux_core.confidence import LEARNT, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import LabelError, Problem, ProblemType, make_problem
 
-FORMAT_VERSION = 2
-"""Version 1 had at most one calibration, made by PyTorch in float32."""
+FORMAT_VERSION = 3
+"""Version 1 had at most one calibration, made by PyTorch in float32; until version 2 all answers were single labels."""
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
 PROMPT_FILE = "task/prompt.safetensors"
@@ -103,6 +104,8 @@ class Calibration(BaseModel):
 class Manifest(BaseModel):
     """The contents of `bundle.json`. `files` maps every other loaded file to its SHA-256.
 
+    `problem_type` says what is answered, `thresholds` from which probability on a text has each of several labels,
+    `tolerance` how far a score may be from the plain model's and agree.
     `verbalizer` has the token of every label's word where the base is a language model, `prompt_tokens` the length of
     the soft prompt in front of every text.
     """
@@ -111,6 +114,9 @@ class Manifest(BaseModel):
     name: str
     base: BaseEntry
     labels: list[str]
+    problem_type: ProblemType = "single_label_classification"
+    thresholds: list[float] | None = None
+    tolerance: float | None = None
     max_tokens: int
     num_layers: int
     tuned: bool
@@ -130,6 +136,19 @@ class Manifest(BaseModel):
             old = content["calibration"]
             return rest | {"format_version": FORMAT_VERSION, "calibrations": [] if old is None else [old]}
         return content
+
+    @model_validator(mode="after")
+    def _fits(self) -> Manifest:
+        try:
+            _ = self.problem
+        except LabelError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def problem(self) -> Problem:
+        """What the bundle answers."""
+        return make_problem(self.problem_type, self.labels, self.thresholds, self.tolerance)
 
     @property
     def points(self) -> list[OperatingPoint]:

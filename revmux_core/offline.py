@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from revmux_core.batch import Prefilled, collate
+from revmux_core.batch import Prefilled, cat_logits, collate
 from revmux_core.cascade import Cascade
 from revmux_core.classifier import MuxClassifier, Outcome
 from revmux_core.plan import Group, MuxPlan, Tokens
@@ -21,12 +21,20 @@ BATCH_TOKENS = 4096
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer: the most probable label, all class probabilities, the width of the composite it came from, and
-    whether it was escalated to the plain path."""
+    whether it was escalated to the plain path.
 
-    label: str
+    Beside them the `labels` that reach their thresholds where any number may be given, the `score` of a regression
+    (whose one probability is the score again), or the `entities` of token classification, in the format of Hugging
+    Face's pipeline, which has no label and no probabilities of the whole.
+    """
+
+    label: str | None
     probs: list[float]
     mux_width: int
     escalated: bool
+    labels: list[str] | None = None
+    score: float | None = None
+    entities: list[dict[str, Any]] | None = None
 
 
 def plan_batches(
@@ -62,14 +70,14 @@ def answer_plan(
 
 
 def run_plan(classifier: MuxClassifier, samples: Sequence[Tokens], plan: MuxPlan, pad_id: int) -> Tensor:
-    """Logits `[S, C]` in float32 on the host, in the order of `samples`."""
+    """Logits `[S, C]` in float32 on the host, in the order of `samples`; by word, they are those of `Outcome`."""
     return answer_plan(classifier, samples, plan, pad_id).logits.float().cpu()
 
 
 def run_all(
     classifier: MuxClassifier, samples: Sequence[Tokens], point: OperatingPoint, pad_id: int, max_tokens: int
 ) -> tuple[Tensor, list[int]]:
-    """Logits `[S, C]` of all samples at `point`, and the mux width that each of them had."""
+    """Logits `[S, C]` of all samples at `point`, see `run_plan`, and the mux width that each of them had."""
     logits: list[Tensor | None] = [None] * len(samples)
     widths = [1] * len(samples)
     for indices, plan in plan_batches([len(s) for s in samples], point, classifier.plain, max_tokens):
@@ -79,13 +87,13 @@ def run_all(
         for group in plan.groups:
             for member in group.members:
                 widths[indices[member]] = group.point.width
-    return torch.stack([row for row in logits if row is not None]), widths
+    return cat_logits([row.unsqueeze(0) for row in logits if row is not None]), widths
 
 
 def run_cascade(
     classifier: MuxClassifier, samples: Sequence[Tokens], cascade: Cascade, pad_id: int, max_tokens: int
 ) -> tuple[Tensor, list[int]]:
-    """Logits `[S, C]` of all samples, and the step of `cascade` that each left at."""
+    """Logits `[S, C]` of all samples, see `run_plan`, and the step of `cascade` that each left at."""
     logits: list[Tensor | None] = [None] * len(samples)
     left_at = [0] * len(samples)
 
@@ -112,4 +120,4 @@ def run_cascade(
                 step(number + 1, unsure, unsure_names)
 
     step(0, samples, range(len(samples)))
-    return torch.stack([row for row in logits if row is not None]), left_at
+    return cat_logits([row.unsqueeze(0) for row in logits if row is not None]), left_at

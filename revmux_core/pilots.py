@@ -20,7 +20,7 @@ from revmux_core.backbones import Backbone
 from revmux_core.benchmark import median_ratio, time_in_turn
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
-from revmux_core.evaluation import draws_at, evaluate, plain_labels
+from revmux_core.evaluation import draws_at, evaluate, plain_answers
 from revmux_core.multiplexing import make_multiplexer, method_at
 from revmux_core.offline import BATCH_TOKENS, run_all
 from revmux_core.plan import Tokens
@@ -129,7 +129,7 @@ def predict(
     held = min(_HELD_OUT, len(samples) // 5)
     held_out = [samples[i] for i in order[:held]]
     train = [samples[i] for i in order[held : held + _TRAIN]]
-    reference = plain_labels(classifier, held_out, pad_id)
+    reference = plain_answers(classifier, held_out, pad_id)
     layers = backbone.num_layers
     exits = [OperatingPoint(1, depth, ()) for depth in range(1, layers)]
     composites = [OperatingPoint.mux(width, prefill, layers) for width in widths for prefill in range(layers)]

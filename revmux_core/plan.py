@@ -14,11 +14,15 @@ from revmux_core.points import OperatingPoint
 class Tokens:
     """One tokenized sample: ids of shape `[T]`, special tokens included, never padded.
 
-    `type_ids` (same length) tells the two texts of a pair apart; it is None for models that have no segments.
+    `type_ids` (same length) tells the two texts of a pair apart; it is None for models that have no segments. Where
+    every word is answered, `words` has the positions of their first word pieces, ascending, and `spans` where they
+    begin and end in the text, in characters; the latter is known only where texts are.
     """
 
     ids: list[int]
     type_ids: list[int] | None = None
+    words: list[int] | None = None
+    spans: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -19,6 +19,7 @@ from revmux_core.classifier import Adapters
 from revmux_core.manifest import PROMPT_FILE, TOKENIZER_FILES, BaseEntry, Manifest, PointEntry, write_manifest
 from revmux_core.multiplexing import method_of
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import MultiLabel, Problem, Regression
 
 
 def save_bundle(
@@ -26,7 +27,7 @@ def save_bundle(
     *,
     name: str,
     base: BaseEntry,
-    labels: list[str],
+    problem: Problem,
     max_tokens: int,
     source: Path,
     task: PeftModel | None,
@@ -81,7 +82,10 @@ def save_bundle(
     manifest = Manifest(
         name=name,
         base=base,
-        labels=labels,
+        labels=list(problem.labels),
+        problem_type=problem.type,
+        thresholds=list(problem.thresholds) if isinstance(problem, MultiLabel) else None,
+        tolerance=problem.tolerance if isinstance(problem, Regression) else None,
         max_tokens=max_tokens,
         num_layers=num_layers,
         tuned=task is not None,

@@ -12,23 +12,26 @@ from torch import Tensor
 
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import certify, upper_bound
-from revmux_core.confidence import KINDS, LEARNT, TOP_PROBABILITY, LearntConfidence, ScoreKind, top_probability
+from revmux_core.confidence import LEARNT, LearntConfidence, ScoreKind, kinds
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import Problem
 
 _THRESHOLDS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One point's answers: `logits` `[n, C]`, `pooled` `[n, d]`, and whether each is the plain model's, `[n]`."""
+    """One point's answers: `logits` `[n, C]`, `[n, words, C]` where words are answered, `pooled` `[n, d]`, and whether
+    each is the plain model's, `[n]`."""
 
+    problem: Problem
     logits: Tensor
     pooled: Tensor
     agrees: Tensor
 
-    def take(self, rows: np.ndarray) -> Seen:
-        index = torch.from_numpy(np.asarray(rows))
-        return Seen(self.logits[index], self.pooled[index], self.agrees[index])
+    def take(self, rows: np.ndarray | slice) -> Seen:
+        index = rows if isinstance(rows, slice) else torch.from_numpy(np.asarray(rows))
+        return Seen(self.problem, self.logits[index], self.pooled[index], self.agrees[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,12 @@ def certify_chain(
     those that certify. None where every answer would have to be escalated.
     """
     scores: dict[ScoreKind, np.ndarray] = {
-        TOP_PROBABILITY: np.stack([top_probability(seen.logits).numpy() for seen in learn[:-1]], axis=1),
-        LEARNT: np.stack([_cross_fitted(seen) for seen in learn[:-1]], axis=1),
+        kind: np.stack([_cross_fitted(seen) if kind == LEARNT else _by_itself(seen) for seen in learn[:-1]], axis=1)
+        for kind in kinds(learn[0].problem)
     }
     differing = differs(learn)
     steps, kind = min(
-        ((steps, kind) for steps in _choices(len(points)) for kind in KINDS),
+        ((steps, kind) for steps in _choices(len(points)) for kind in scores),
         key=lambda choice: _cost_at_target(points, num_layers, scores[choice[1]], differing, choice[0], target),
     )
     chain = tuple(points[step] for step in steps)
@@ -119,10 +122,10 @@ def confidences(
     """How sure each point is of each of its answers, `[n, len(points)]`."""
     with torch.inference_mode():
         columns = [
-            learnt[point](one.pooled, one.logits) if point in learnt else top_probability(one.logits)
+            learnt[point](one.pooled, one.logits).numpy() if point in learnt else _by_itself(one)
             for point, one in zip(points, seen, strict=True)
         ]
-    return np.stack([column.numpy() for column in columns], axis=1)
+    return np.stack(columns, axis=1)
 
 
 def differs(seen: Sequence[Seen]) -> np.ndarray:
@@ -141,8 +144,12 @@ def _thresholds(scores: np.ndarray) -> np.ndarray:
     return np.unique(np.quantile(scores, np.linspace(0, 1, _THRESHOLDS), method="higher"))[::-1]
 
 
+def _by_itself(seen: Seen) -> np.ndarray:
+    return seen.problem.confidence(seen.logits).numpy()
+
+
 def _fitted(seen: Seen) -> LearntConfidence:
-    score = LearntConfidence(seen.pooled.shape[1])
+    score = LearntConfidence(seen.pooled.shape[1], seen.problem)
     score.fit(seen.pooled, seen.logits, seen.agrees)
     return score
 
@@ -152,7 +159,7 @@ def _cross_fitted(seen: Seen) -> np.ndarray:
     scores = torch.empty(len(seen.logits))
     for odd in (0, 1):
         own, other = (slice(start, None, 2) for start in (odd, 1 - odd))
-        fitted = _fitted(Seen(seen.logits[other], seen.pooled[other], seen.agrees[other]))
+        fitted = _fitted(seen.take(other))
         with torch.inference_mode():
             scores[own] = fitted(seen.pooled[own], seen.logits[own])
     return scores.numpy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
+from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
 
 if TYPE_CHECKING:
@@ -22,26 +23,40 @@ Text = tuple[str, str | None]
 """One text, or the two texts of a pair."""
 
 
+class PairError(RevmuxError):
+    """A pair of texts where only single ones can be answered."""
+
+
 class TextTokenizer:
     """A Rust tokenizer and the length that a model takes; safe to call from several threads.
 
     It cuts over-long texts itself, since the Rust tokenizer holds its truncation length as shared state: setting it
-    for one caller would change, or panic under, another. `segmented` models tell the two texts of a pair apart.
+    for one caller would change, or panic under, another. `segmented` models tell the two texts of a pair apart. With
+    `by_word` tokens say where words are.
     """
 
-    def __init__(self, backend: RustTokenizer, segmented: bool, max_tokens: int) -> None:
+    def __init__(self, backend: RustTokenizer, segmented: bool, max_tokens: int, by_word: bool = False) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.segmented = segmented
         self.max_tokens = max_tokens
+        self.by_word = by_word
 
     def to_json(self) -> str:
         """The Rust tokenizer, for `RustTokenizer.from_str`."""
         return str(self._backend.to_str())
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """Encodes `(text, pair or None)` items whole, special tokens included."""
+        """Encodes `(text, pair or None)` items whole, special tokens included.
+
+        Raises `PairError` for a pair where words are answered: which text's they are could not be told.
+        """
+        if self.by_word:
+            if any(pair is not None for _, pair in texts):
+                raise PairError("token classification takes single texts, not pairs")
+            # The fast one does not say where in the text a token stands.
+            return self._backend.encode_batch([text for text, _ in texts])
         return self._backend.encode_batch_fast([text if pair is None else (text, pair) for text, pair in texts])
 
     def cut(self, encoding: Encoding, max_tokens: int) -> Tokens:
@@ -51,6 +66,7 @@ class TextTokenizer:
         Hugging Face calls `longest_first`.
         """
         ids, type_ids = encoding.ids, encoding.type_ids
+        kept: Sequence[int] = range(len(ids))
         if len(ids) > max_tokens:
             sequences = encoding.sequence_ids
             first, second = sequences.count(0), sequences.count(1)
@@ -65,7 +81,8 @@ class TextTokenizer:
                         continue
                 kept.append(position)
             ids, type_ids = [ids[i] for i in kept], [type_ids[i] for i in kept]
-        return Tokens(ids, type_ids if self.segmented else None)
+        words, spans = _words(encoding, kept) if self.by_word else (None, None)
+        return Tokens(ids, type_ids if self.segmented else None, words, spans)
 
     def __call__(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encodes and cuts to the backbone's limit."""
@@ -79,17 +96,43 @@ class Tokenizer(TextTokenizer):
     for a prompt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        prompt_ids: Sequence[int] = (),
+        by_word: bool = False,
+    ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} has no fast implementation, which serving needs")
         backend = tokenizer.backend_tokenizer
         if prompt_ids:
             backend = _with_prompt(backend, list(prompt_ids))
-        super().__init__(backend, "token_type_ids" in tokenizer.model_input_names, max_tokens)
+        super().__init__(backend, "token_type_ids" in tokenizer.model_input_names, max_tokens, by_word)
         # Llama has none; what stands at padded positions is hidden from all others.
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids: list[int] = tokenizer.all_special_ids
+
+
+def _words(encoding: Encoding, kept: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Where, among the tokens `kept`, words begin, and the characters from which to which they go, as far as they were
+    kept. A word is what is looked for word pieces in as one."""
+    words, offsets = encoding.word_ids, encoding.offsets
+    firsts: list[int] = []
+    spans: list[tuple[int, int]] = []
+    before: int | None = None
+    for place, position in enumerate(kept):
+        word = words[position]
+        if word is not None:
+            begin, end = offsets[position]
+            if word != before:
+                firsts.append(place)
+                spans.append((begin, end))
+            else:
+                spans[-1] = spans[-1][0], end
+        before = word
+    return firsts, spans
 
 
 def _with_prompt(backend: RustTokenizer, ids: list[int]) -> RustTokenizer:

@@ -35,7 +35,8 @@ server that is never idle would never be audited."""
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`.
+    """What a batch came to, in the order of its samples: `logits` and `probs`, `[S][C]`. Where words are answered a
+    sample's are all in one row, word after word.
 
     `seconds` is what computing took; `kept` has the states of the samples whose answers are audited, by number;
     `padded_tokens` counts the positions that were computed in all steps, padding among them.
@@ -46,11 +47,6 @@ class Scores:
     seconds: float
     kept: Mapping[int, Prefilled]
     padded_tokens: int
-
-    def label(self, number: int) -> int:
-        """The most probable label of a sample."""
-        probs = self.probs[number]
-        return probs.index(max(probs))
 
 
 class BatchEngine(Protocol):
@@ -63,6 +59,10 @@ class BatchEngine(Protocol):
     def packs(self) -> bool: ...
 
     def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> Awaitable[Scores]: ...
+
+    def agrees(self, logits: Sequence[float], reference: Sequence[float]) -> bool:
+        """Whether one sample's logits give the answer of the plain model's."""
+        ...
 
 
 class Pending:
@@ -98,9 +98,9 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Audit:
-    """What would have been answered: the label's number, at which width, and by a certified cascade or fast."""
+    """What was answered, or would have been: its logits, at which width, and by a certified cascade or fast."""
 
-    label: int
+    logits: list[float]
     width: int
     guaranteed: bool
 
@@ -290,7 +290,7 @@ class Batcher:
         if scores is not None:
             for number, states in scores.kept.items():
                 if self._audit(
-                    entries[number], steps.points[number], steps.cascades[number], states, scores.label(number)
+                    entries[number], steps.points[number], steps.cascades[number], states, scores.logits[number]
                 ):
                     going_on.add(number)
         self._dispatch()
@@ -309,7 +309,7 @@ class Batcher:
                 continue
             escalated = steps.escalated(number)
             if entry.audit is not None:
-                agreed = entry.audit.label == scores.label(number)
+                agreed = self._engine.agrees(entry.audit.logits, scores.logits[number])
                 self._guards.observe(entry.audit.width, entry.audit.guaranteed, agreed)
             elif escalated and entry.audited and cascade is not None:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
@@ -322,9 +322,9 @@ class Batcher:
             self._metrics.observe_answers(point, cascade, escalated, count)
 
     def _audit(
-        self, entry: _Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, label: int
+        self, entry: _Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, logits: list[float]
     ) -> bool:
-        """Keeps a sample, answered with `label` at `point`, for the plain path; whether its request waits for that.
+        """Keeps a sample, answered with `logits` at `point`, for the plain path; whether its request waits for that.
 
         It does where the cascade is suspended: then the sample goes back where it stood in the line.
         """
@@ -332,7 +332,7 @@ class Batcher:
             return True
         width = point.width if cascade is None else cascade.width
         suspended = cascade is not None and width in self._guards.suspended
-        audit = _Audit(label, width, cascade is not None)
+        audit = _Audit(logits, width, cascade is not None)
         audited = replace(entry, sample=states, resumes_at=self._menu.plain, audit=audit, answered=not suspended)
         if suspended:
             self._queue.join(entry.request.tenant, [audited])

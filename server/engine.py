@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from revmux_core.batch import MuxBatch, Prefilled, collate
+from revmux_core.batch import MuxBatch, Prefilled, cat_logits, collate
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Outcome
 from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
@@ -33,9 +33,9 @@ CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
 class _Launched:
     """A step of a batch that was given to the device.
 
-    `outcomes` are those of its parts, each with its members' positions in the step; `logits` `[S, C]` and `confidences`
-    `[S]` are on their way to the host, in the order of the parts. `begun` and `ended` are marks in a GPU's work, None
-    on a CPU, where it took `seconds`.
+    `outcomes` are those of its parts, each with its members' positions in the step; `logits` (as `Outcome.logits`) and
+    `confidences` `[S]` are on their way to the host, in the order of the parts. `begun` and `ended` are marks in a
+    GPU's work, None on a CPU, where it took `seconds`.
     """
 
     outcomes: list[tuple[tuple[int, ...], Outcome]]
@@ -53,16 +53,21 @@ class _Launched:
         self.ended.synchronize()
         return self.begun.elapsed_time(self.ended) / 1000
 
-    def scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits `[S, C]` and confidences `[S]`, in the order of the step's members, once they have arrived.
+    def scores(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Logits, `[C]` or a text's `[words, C]`, and confidences `[S]`, in the order of the step's members, once they
+        have arrived.
 
         Raises `FloatingPointError` where the model answered with NaN or infinity.
         """
         place = np.argsort([member for members, _ in self.outcomes for member in members])
         logits, confidences = self.logits.numpy()[place], self.confidences.numpy()[place]
-        if not np.isfinite(logits).all():
+        rows = list(logits)
+        for members, outcome in self.outcomes:
+            for number, words in outcome.words.items():
+                rows[members[number]] = rows[members[number]][: len(words)]
+        if np.isfinite(logits).sum() < sum(row.size for row in rows):
             raise FloatingPointError("the model answered with NaN or infinity")
-        return logits, confidences
+        return rows, confidences
 
     def standing(self) -> dict[int, tuple[Outcome, Group, int]]:
         """Where the states are of every member that is not on the plain path, by its position in the step."""
@@ -93,6 +98,7 @@ class Engine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-reader")
         self._part_cost = math.inf
+        self._problem = bundle.classifier.backbone.problem
 
     @property
     def packs(self) -> bool:
@@ -115,6 +121,10 @@ class Engine:
             lambda: self._finish(launched.result(), steps, lambda p: self._thread.submit(self._launch, p).result()),
         )
 
+    def agrees(self, logits: Sequence[float], reference: Sequence[float]) -> bool:
+        """Whether one sample's logits give the answer of the plain model's, as `Scores` have them."""
+        return self._problem.agrees(logits, reference)
+
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
         """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
 
@@ -124,7 +134,9 @@ class Engine:
         layers = self._bundle.classifier.backbone.num_layers
         timings = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
-            tokens = Tokens([sample.ids[0]] * length, None if sample.type_ids is None else [0] * length)
+            type_ids = None if sample.type_ids is None else [0] * length
+            words = None if sample.words is None else list(range(length))
+            tokens = Tokens([sample.ids[0]] * length, type_ids, words)
             for point in self._points:
                 # Of a batch of this cost, see `plan_batch`.
                 rows = int(max_batch_tokens / (length * point.ideal_cost(layers)))
@@ -177,8 +189,11 @@ class Engine:
                 outcome, group, row = standing[positions[number]]
                 states.append(outcome.standing(group, row))
             launched = launch(self._collate(states, after.plan))
-        scores = np.stack([logits[number] for number in range(len(logits))])
-        return Scores(scores.tolist(), softmax(scores).tolist(), seconds, kept, padded)
+        scores = [logits[number] for number in range(len(logits))]
+        activate = self._problem.activate
+        probs = map(activate, scores) if self._problem.by_word else activate(np.stack(scores))
+        listed, activated = ([own.ravel().tolist() for own in each] for each in (scores, probs))
+        return Scores(listed, activated, seconds, kept, padded)
 
     def _launch(self, parts: Parts) -> _Launched:
         """Gives all parts to the device; on a GPU it does not wait for any."""
@@ -187,7 +202,7 @@ class Engine:
         outcomes = [(members, self._bundle.classifier(batch.to(self._device))) for members, batch in parts]
         # To pinned memory, as the copies are not waited for.
         logits, confidences = (
-            torch.cat(rows).float().to("cpu", non_blocking=True)
+            cat_logits(rows).float().to("cpu", non_blocking=True)
             for rows in zip(*((outcome.logits, outcome.confidences) for _, outcome in outcomes), strict=True)
         )
         padded = sum(self._bundle.classifier.executor.positions(batch.lengths) for _, batch in parts)
@@ -200,12 +215,6 @@ class Engine:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax of logits `[S, C]`: the probabilities."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def resolve_device(settings: Settings) -> torch.device:

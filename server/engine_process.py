@@ -63,7 +63,7 @@ class FrontEnd(Channel[ToEngine]):
             self.transport.resume_reading()
 
     def _submit(self, message: Submit) -> None:
-        samples = [Tokens(ids, type_ids) for ids, type_ids in message.samples]
+        samples = [Tokens(*fields) for fields in message.samples]
         terms = Terms(message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout)
         try:
             pending = self._batcher.submit(samples, terms)

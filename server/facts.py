@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from revmux_core.cascade import Quality
+from revmux_core.problems import Problem, ProblemType, make_problem
 
 
 class ServedPoint(msgspec.Struct, frozen=True):
@@ -32,12 +33,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is loaded and warm, and what it is served with.
 
     `widths` ascend; `quality` is that of requests which name none; `loaded_at` is in seconds of the epoch. What was
-    certified is None where no cascade is served.
+    certified is None where no cascade is served. `thresholds` and `tolerance` are as in the manifest.
     """
 
     name: str
     base: str
     labels: list[str]
+    problem_type: ProblemType
+    thresholds: list[float] | None
+    tolerance: float | None
     widths: list[int]
     points: list[ServedPoint]
     cascades: list[ServedCascade]
@@ -49,3 +53,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     max_batch_tokens: int
     loaded_at: int
+
+    @property
+    def problem(self) -> Problem:
+        """What the model answers."""
+        return make_problem(self.problem_type, self.labels, self.thresholds, self.tolerance)

@@ -16,10 +16,11 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A request: ids and segment ids of its samples, and its terms. `number` is the front end's own."""
+    """A request: ids, segment ids and words of its samples, as `Tokens` have them, and its terms. `number` is the front
+    end's own."""
 
     number: int
-    samples: list[tuple[list[int], list[int] | None]]
+    samples: list[tuple[list[int], list[int] | None, list[int] | None]]
     max_width: int
     priority: int
     guaranteed: bool

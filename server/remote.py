@@ -67,7 +67,7 @@ class RemoteBatcher(Channel[ToFrontEnd]):
         self._submitted += 1
         message = Submit(
             number=self._submitted,
-            samples=[(tokens.ids, tokens.type_ids) for tokens in samples],
+            samples=[(tokens.ids, tokens.type_ids, tokens.words) for tokens in samples],
             max_width=terms.max_width,
             priority=min(max(terms.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY),
             guaranteed=terms.guaranteed,
@@ -158,7 +158,8 @@ class Remote:
 
 
 def _tokenizer_of(hello: Hello) -> TextTokenizer:
-    return TextTokenizer(RustTokenizer.from_str(hello.tokenizer), hello.segmented, hello.facts.max_tokens)
+    rust = RustTokenizer.from_str(hello.tokenizer)
+    return TextTokenizer(rust, hello.segmented, hello.facts.max_tokens, hello.facts.problem.by_word)
 
 
 def _engine_lost() -> Unavailable:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from revmux_core.backends import BackendName
 from revmux_core.cascade import Quality
+from revmux_core.problems import ProblemType
 from revmux_core.tokenization import Text
 from server.errors import EmptyInput, InvalidRequest
 
@@ -94,7 +95,7 @@ class ClassifyRequest(_Request):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="Cut inputs to this many tokens; -1 is the model's limit."
     )
-    use_activation: bool | None = Field(None, description="false: raw logits in `probs`.")
+    use_activation: bool | None = Field(None, description="false: raw logits in `probs`, or as scores of entities.")
 
 
 def _predict_sequence(value: list[Any], name: str) -> Text:
@@ -155,16 +156,39 @@ def _plain(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-class Classification(BaseModel):
+class _Item(BaseModel):
     index: int
-    label: str
-    probs: list[float]
     num_classes: int
     mux_width: int = Field(
         description="How many samples shared the composite; 1: none, the answer is plain or an early exit's."
     )
     point: str = Field(description="The operating point that answered, see `/info`.")
     escalated: bool = Field(description="Whether it was escalated to the plain path.")
+
+
+class Classification(_Item):
+    label: str = Field(description="The most probable label; a regression's only one.")
+    labels: list[str] = Field([], description="Multi-label models only: all that reach their thresholds, see `/info`.")
+    probs: list[float] = Field(
+        description="By label, in the order of `/info`. They sum to 1, or each is by itself where any number of labels "
+        "may be given. A regression's only one is its score."
+    )
+    score: float | None = Field(None, description="Regression only: the model's score.")
+
+
+class Entity(BaseModel):
+    """A word and its label, in the format of Hugging Face's token classification pipeline."""
+
+    entity: str
+    score: float = Field(description="The label's probability.")
+    index: int = Field(description="Which token of the text the word begins with; 0 is the first special token.")
+    word: str
+    start: int = Field(description="In characters of the text.")
+    end: int
+
+
+class TokenClassification(_Item):
+    entities: list[Entity] = Field(description="One a word, but for those that are labelled O.")
 
 
 class Usage(BaseModel):
@@ -179,7 +203,7 @@ class ClassifyResponse(BaseModel):
     object: Literal["list"]
     created: int
     model: str
-    data: list[Classification]
+    data: list[Classification] | list[TokenClassification]
     usage: Usage
 
 
@@ -232,6 +256,9 @@ class InfoResponse(BaseModel):
     model: str
     base: str
     labels: list[str]
+    problem_type: ProblemType
+    thresholds: list[float] | None = Field(description="Multi-label: from which probability on a text has each label.")
+    tolerance: float | None = Field(description="Regression: how far a score may be from the plain model's and agree.")
     widths: list[int]
     points: list[Point]
     quality: Quality = Field(description="Of requests that name none.")

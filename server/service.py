@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from starlette.types import Receive
 
 from revmux_core.cascade import Quality
+from revmux_core.plan import Tokens
 from revmux_core.tokenization import Text
 from server.answers import Answers, Batching, Terms
 from server.errors import (
@@ -70,10 +71,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A request's answers, the tokens that they took, and what gave them."""
+    """A request's answers, the tokens that they took, text by text, and what gave them."""
 
     answers: Answers
-    tokens: int
+    samples: Sequence[Tokens]
     facts: Facts
 
 
@@ -229,4 +230,4 @@ class Service:
             watch.stop()
             model.batcher.withdraw(pending)
         self.metrics.queue_duration.observe(answers.queue_seconds)
-        return Result(answers, sum(map(len, samples)), model.facts)
+        return Result(answers, samples, model.facts)

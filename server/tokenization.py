@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from revmux_core.plan import Tokens
-from revmux_core.tokenization import Text, TextTokenizer
+from revmux_core.tokenization import PairError, Text, TextTokenizer
 from server.errors import InvalidRequest, QueueFull
 
 INLINE_CHARACTERS = 8192
@@ -40,7 +40,8 @@ class RequestTokenizer:
     def tokenize(self, texts: Sequence[Text], max_tokens: int | None, truncate: bool) -> list[Tokens]:
         """Tokens of every text, at most `max_tokens` each (None: the model's limit).
 
-        Raises `InvalidRequest` for a longer text where `truncate` is false, or for a `max_tokens` beyond the model's.
+        Raises `InvalidRequest` for a longer text where `truncate` is false, for a `max_tokens` beyond the model's, or
+        for a pair where words are answered.
         """
         limit = self.max_tokens if max_tokens is None else max_tokens
         if limit > self.max_tokens:
@@ -49,7 +50,10 @@ class RequestTokenizer:
                 "lower it, or send -1 for the model's limit",
                 param="truncate_prompt_tokens",
             )
-        encodings = self._tokenizer.encode(texts)
+        try:
+            encodings = self._tokenizer.encode(texts)
+        except PairError as error:
+            raise InvalidRequest(f"{error}: leave out `text_pair`", param="text_pair") from None
         if not truncate:
             for item, encoding in enumerate(encodings):
                 if len(encoding) > limit:

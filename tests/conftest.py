@@ -20,13 +20,16 @@ from revmux_core.manifest import record_calibration, record_measurements
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import ProblemType
 from tests.tiny import (
     FAMILIES,
     HIDDEN,
     LABELS,
     LAYERS,
+    PROBLEMS,
     random_samples,
     save_family_bundle,
+    save_task_bundle,
     save_tiny_bundle,
     save_tokenizer,
     tiny_config,
@@ -69,6 +72,30 @@ def family_bundle_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     paths = {family: tmp_path_factory.mktemp(family) / "bundle" for family in FAMILIES}
     for family, path in paths.items():
         save_family_bundle(path, family)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def task_bundle_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[ProblemType, Path]:
+    """Bundles of the task types beside single labels, see `save_task_bundle`."""
+    paths = {kind: tmp_path_factory.mktemp(kind) for kind in PROBLEMS if kind != "single_label_classification"}
+    for kind, path in paths.items():
+        save_task_bundle(path, kind)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def calibrated_task_paths(
+    task_bundle_paths: dict[ProblemType, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[ProblemType, Path]:
+    """The same, calibrated at widths 1 and 2. Whole answers of untrained adapters are rarely right."""
+    paths = {}
+    for kind, path in task_bundle_paths.items():
+        paths[kind] = tmp_path_factory.mktemp("calibrated") / kind
+        shutil.copytree(path, paths[kind])
+        bundle = load_bundle(paths[kind])
+        found = calibrate(bundle, random_samples(bundle, 300)[1], 0.6, 0.9, [1, 2], "words")
+        record_calibration(paths[kind], found.calibration, {p.name: s.state_dict() for p, s in found.learnt.items()})
     return paths
 
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -23,20 +25,31 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from revmux_core.backbones.base import set_problem
 from revmux_core.base_model import sha256
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Adapters, MuxClassifier
 from revmux_core.manifest import BaseEntry, record_measurements
+from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, make_multiplexer
 from revmux_core.multiplexing.reversible import ReversibleMultiplexer
 from revmux_core.offline import run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import Problem, ProblemType, make_problem
 from revmux_core.saving import save_bundle
 
 LABELS = ["negative", "neutral", "positive"]
 WORDS = [f"word{i}" for i in range(180)] + ["a", "an", "the", "good", "bad", "film", "is", "not", "very", "."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 LAYERS, HIDDEN, MAX_TOKENS = 4, 32, 64
+PROBLEMS: dict[ProblemType, Problem] = {
+    "single_label_classification": make_problem("single_label_classification", LABELS),
+    "multi_label_classification": make_problem("multi_label_classification", LABELS, [0.5, 0.3, 0.6]),
+    "regression": make_problem("regression", ["score"], tolerance=0.5),
+    "token_classification": make_problem("token_classification", ["O", *LABELS]),
+}
+"""What tiny models answer, one of every type."""
+EARLY = OperatingPoint(1, 2, ())
 
 
 def save_tokenizer(folder: Path, template: str | None = "[CLS] $A [SEP]") -> None:
@@ -65,13 +78,19 @@ def save_tokenizer(folder: Path, template: str | None = "[CLS] $A [SEP]") -> Non
     ).save_pretrained(folder)
 
 
-def save_tiny_bundle(folder: Path, base: Path, adapters: Mapping[OperatingPoint, Adapters], **task: Any) -> None:
+def save_tiny_bundle(
+    folder: Path,
+    base: Path,
+    adapters: Mapping[OperatingPoint, Adapters],
+    problem: Problem = PROBLEMS["single_label_classification"],
+    **task: Any,
+) -> None:
     """A bundle around the tiny model in the folder `base`; `task` has what a language model needs beside it."""
     save_bundle(
         folder,
         name="tiny",
         base=BaseEntry(model_id=str(base), sha256=sha256(base / "model.safetensors")),
-        labels=LABELS,
+        problem=problem,
         max_tokens=MAX_TOKENS,
         source=base,
         task=None,
@@ -93,6 +112,23 @@ def tiny_config(**settings: Any) -> BertConfig:
         max_position_embeddings=MAX_TOKENS,
         **settings,
     )
+
+
+def save_task_bundle(folder: Path, kind: ProblemType) -> None:
+    """A bundle around a random BERT in `folder/base` whose task is of another type: untrained adapters of widths 2 and
+    4, and of the exit `EARLY`."""
+    problem, base = PROBLEMS[kind], folder / "base"
+    torch.manual_seed(0)
+    # Wide enough for clearly different answers; narrow enough that neighbouring words do not blur into one.
+    config = tiny_config(initializer_range=0.1 if problem.by_word else 0.4)
+    set_problem(config, problem)
+    kinds = {True: BertForTokenClassification, False: BertForSequenceClassification}
+    kinds[problem.by_word](config).save_pretrained(base)
+    save_tokenizer(base)
+    points = [OperatingPoint.mux(width, 2, LAYERS) for width in (2, 4)]
+    multiplexers = {point: make_multiplexer(DEFAULT_METHOD, point.width, HIDDEN) for point in points}
+    multiplexers[EARLY] = make_multiplexer(EARLY_EXIT, 1, HIDDEN)
+    save_tiny_bundle(folder, base, {point: Adapters(own) for point, own in multiplexers.items()}, problem)
 
 
 FAMILIES = {

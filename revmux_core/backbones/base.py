@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from revmux_core.errors import RevmuxError
+from revmux_core.problems import LabelError, MultiLabel, Problem, ProblemType, Regression, make_problem
+
+THRESHOLDS, TOLERANCE = "label_thresholds", "agreement_tolerance"
+"""Where a model's configuration keeps a problem's own settings."""
+
+TOKEN_HEAD = "ForTokenClassification"
+"""What the name of a class ends with whose head reads every token."""
 
 
 class UnsupportedModelError(RevmuxError):
@@ -25,10 +32,11 @@ class Backbone(Protocol):
     family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
     maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
     trains. `packs` says whether layers know of positions by what `embed` and the mask tell them only, so that several
-    texts can share a row.
+    texts can share a row. `problem` is what the head answers.
     """
 
     model: PreTrainedModel
+    problem: Problem
     num_layers: int
     hidden_size: int
     max_tokens: int
@@ -56,12 +64,12 @@ class Backbone(Protocol):
         """The positions that feed the classifier: `[S, d]`.
 
         Sample s is read from row `rows[s]` of `hidden` (`[R, T, d]`) with its own mask `mask[s]` (`[T]`), so that
-        samples which share a composite are pooled apart.
+        samples which share a composite are pooled apart. A head that reads words gets all positions: `[S, T, d]`.
         """
         ...
 
     def head(self, pooled: Tensor) -> Tensor:
-        """Pooled states `[S, d]` to logits `[S, C]`."""
+        """Pooled states `[S, d]` to logits `[S, C]`, of samples or of words."""
         ...
 
     def pruned(self, layers: Sequence[int]) -> PreTrainedModel:
@@ -85,8 +93,9 @@ def view(model: PreTrainedModel) -> Backbone:
     if family in encoder.FAMILIES:
         return encoder.EncoderBackbone(model)
     raise UnsupportedModelError(
-        f"{type(model).__name__} is not supported: bring a sequence classifier of one of "
-        f"{', '.join(sorted((*encoder.FAMILIES, *decoder.FAMILIES)))}, or a language model of one of "
+        f"{type(model).__name__} is not supported: bring a sequence or token classifier of one of "
+        f"{', '.join(sorted(encoder.FAMILIES))}, a sequence classifier of one of "
+        f"{', '.join(sorted(decoder.FAMILIES))}, or a language model of one of "
         f"{', '.join(sorted((*decoder.FAMILIES, *t5.FAMILIES)))}"
     )
 
@@ -96,14 +105,33 @@ def freeze(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
-def check_single_label(model: PreTrainedModel) -> None:
-    """Raises `UnsupportedModelError` for a head whose task is not single-label classification."""
-    config: Any = model.config
-    if config.problem_type not in (None, "single_label_classification") or len(config.id2label) < 2:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} with {len(config.id2label)} labels and problem type {config.problem_type} is "
-            "not supported: only single-label classification with at least two labels is"
-        )
+def problem_of(config: Any, architecture: str) -> Problem:
+    """What a model with a classification head answers, by its configuration, where `set_problem` left what Hugging Face
+    has no place for, and the name of its class.
+
+    As in Hugging Face's losses, a head of one number that names no `problem_type` is a regression's. Raises
+    `UnsupportedModelError` for a head that fits no type of task here.
+    """
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    kind: ProblemType = config.problem_type or ("regression" if len(labels) == 1 else "single_label_classification")
+    if architecture.endswith(TOKEN_HEAD):
+        kind = "token_classification"
+    try:
+        return make_problem(kind, labels, getattr(config, THRESHOLDS, None), getattr(config, TOLERANCE, None))
+    except LabelError as error:
+        raise UnsupportedModelError(f"{architecture} with {len(labels)} labels is not supported: {error}") from None
+
+
+def set_problem(config: Any, problem: Problem) -> None:
+    """Has `problem_of` find `problem` in a model of this configuration."""
+    config.id2label = dict(enumerate(problem.labels))
+    config.label2id = {name: index for index, name in enumerate(problem.labels)}
+    # Token classifiers are told by their class; Hugging Face takes no other name for their problem.
+    config.problem_type = None if problem.by_word else problem.type
+    if isinstance(problem, MultiLabel):
+        setattr(config, THRESHOLDS, list(problem.thresholds))
+    if isinstance(problem, Regression):
+        setattr(config, TOLERANCE, problem.tolerance)
 
 
 def linear_maps(model: PreTrainedModel, layers: Iterable[nn.Module]) -> list[str]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from revmux_core.backbones.base import UnsupportedModelError, check_single_label, linear_maps, prune
-from revmux_core.backbones.words import embed, label_words, score_words
+from revmux_core.backbones.base import UnsupportedModelError, linear_maps, problem_of, prune
+from revmux_core.backbones.words import embed, score_words, words_problem
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -23,7 +23,7 @@ class DecoderBackbone:
     differences. Hidden states are the untouched model's bit for bit, logits to rounding: the head reads the last
     position and the label words' rows alone, where the model multiplies all positions and the whole vocabulary.
 
-    Raises `UnsupportedModelError` for other heads, and for a head whose task is not single-label classification.
+    Raises `UnsupportedModelError` for other heads.
     """
 
     padding_side = "left"
@@ -34,9 +34,9 @@ class DecoderBackbone:
         name = type(model).__name__
         self._by_words = name.endswith("ForCausalLM")
         if self._by_words:
-            label_words(model)
+            self.problem = words_problem(model)
         elif name.endswith("ForSequenceClassification"):
-            check_single_label(model)
+            self.problem = problem_of(config, name)
         else:
             raise UnsupportedModelError(
                 f"{name} is not supported: of this family ...ForSequenceClassification and ...ForCausalLM are"

@@ -1,4 +1,4 @@
-"""Encoders with a sequence classification head: BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT."""
+"""Encoders with a classification head: BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from revmux_core.backbones.base import UnsupportedModelError, check_single_label, linear_maps, prune
+from revmux_core.backbones.base import UnsupportedModelError, linear_maps, problem_of, prune
 
 # `model_type` of the configuration -> attribute of the classifier that holds the encoder. MiniLM checkpoints are BERT
 # or XLM-R by their configuration.
@@ -25,13 +25,13 @@ FAMILIES = {
 
 
 class EncoderBackbone:
-    """`...ForSequenceClassification` of an encoder family, run layer by layer.
+    """`...ForSequenceClassification` or `...ForTokenClassification` of an encoder family, run layer by layer.
 
     It calls the model's own modules with the masks that the model itself would build, so running all layers gives
-    bit for bit the logits of the untouched model on the same padded batch.
+    bit for bit the logits of the untouched model on the same padded batch. Those of tokens are its own to rounding, and
+    their states bit for bit: the head multiplies the words' positions alone, where the model's multiplies all.
 
-    Raises `UnsupportedModelError` for a model without such a head, or with one whose task is not single-label
-    classification.
+    Raises `UnsupportedModelError` for a model without such a head.
     """
 
     padding_side = "right"
@@ -41,9 +41,11 @@ class EncoderBackbone:
         config: Any = model.config
         family = FAMILIES[config.model_type]
         if not hasattr(model, family) or not hasattr(model, "classifier"):
-            raise UnsupportedModelError(f"{type(model).__name__} is not supported: bring a sequence classifier")
-        check_single_label(model)
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not supported: bring a sequence or token classifier"
+            )
         self.model = model
+        self.problem = problem_of(config, type(model).__name__)
         # Families differ in what their modules are called with, which their common base class does not type.
         self._encoder: Any = getattr(model, family)
         self._family = config.model_type
@@ -81,10 +83,12 @@ class EncoderBackbone:
         return hidden
 
     def pool(self, hidden: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-        return hidden[rows, 0]
+        return hidden[rows] if self.problem.by_word else hidden[rows, 0]
 
     def head(self, pooled: Tensor) -> Tensor:
         model: Any = self.model
+        if self.problem.by_word:
+            return model.classifier(model.dropout(pooled))
         if self._family == "bert":
             return model.classifier(model.dropout(self._encoder.pooler(pooled.unsqueeze(1))))
         if self._family == "distilbert":

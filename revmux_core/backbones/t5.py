@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
 from revmux_core.backbones.base import UnsupportedModelError, linear_maps, prune
-from revmux_core.backbones.words import embed, label_words, score_words
+from revmux_core.backbones.words import embed, score_words, words_problem
 
 FAMILIES = ("mt5", "t5")
 
@@ -65,7 +65,7 @@ class T5Backbone:
                 f"{type(model).__name__} is not supported: of this family only models with a language model head are "
                 "(...ForConditionalGeneration), which score label words"
             )
-        label_words(model)
+        self.problem = words_problem(model)
         self.model = model
         whole: Any = model
         self._encoder = whole.encoder

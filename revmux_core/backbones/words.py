@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from revmux_core.backbones.base import UnsupportedModelError
+from revmux_core.problems import Problem, SingleLabel
 
 LABEL_WORDS = "label_word_ids"
 PROMPT = "soft_prompt"
@@ -27,6 +28,12 @@ def label_words(model: PreTrainedModel) -> list[int]:
     if len(ids) < 2:
         raise UnsupportedModelError(f"{type(model).__name__} classifies by label words: it needs at least two of them")
     return list(ids)
+
+
+def words_problem(model: PreTrainedModel) -> Problem:
+    """One label out of those that have words. Raises `UnsupportedModelError` as `label_words` does."""
+    config: Any = model.config
+    return SingleLabel(tuple(str(config.id2label.get(index, index)) for index in range(len(label_words(model)))))
 
 
 def score_words(model: PreTrainedModel, states: Tensor) -> Tensor:

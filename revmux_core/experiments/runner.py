@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from revmux_core.backbones import Backbone, view
 from revmux_core.benchmark import speedup_over
@@ -22,19 +22,19 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import machine
 from revmux_core.cascade import cascade_at_speed
 from revmux_core.classifier import MuxClassifier, make_adapters
-from revmux_core.confidence import top_probability
-from revmux_core.data import Example, label_ids, read_examples
-from revmux_core.evaluation import draws_at, evaluate, plain_labels
+from revmux_core.data import Example, label_targets, read_examples
+from revmux_core.evaluation import draws_at, evaluate, plain_answers
 from revmux_core.experiments.matrix import CASCADE, INT8, PLAIN, STUDENT, Experiment, ExperimentError, Run, Task
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer, method_at
 from revmux_core.offline import BATCH_TOKENS, run_all, run_cascade
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import SingleLabel
 from revmux_core.training.adapters import train_adapters
 from revmux_core.training.cache import FrozenStates, compute_states
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule, default_precision
-from revmux_core.training.losses import UNLABELLED, LossWeights
+from revmux_core.training.losses import LossWeights
 from revmux_core.training.run import Recipe, train
 from revmux_core.training.student import train_student
 
@@ -50,9 +50,9 @@ class _Prepared:
     bundle: Bundle
     examples: list[Example]
     eval_samples: list[Tokens]
-    eval_labels: list[int]
-    reference: Tensor
-    text: dict[int, tuple[list[Tokens], list[int]]] = field(default_factory=dict)
+    eval_labels: np.ndarray
+    reference: np.ndarray
+    text: dict[int, tuple[list[Tokens], np.ndarray]] = field(default_factory=dict)
     states: dict[tuple[object, ...], FrozenStates] = field(default_factory=dict)
     students: dict[str, tuple[Backbone, float]] = field(default_factory=dict)
     speedups: dict[tuple[object, ...], float] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Runner:
             }
         return figures | {
             "run": run.model_dump(mode="json", exclude_none=True),
-            "plain_accuracy": float((task.reference == torch.tensor(task.eval_labels)).double().mean()),
+            "plain_accuracy": float((task.reference == task.eval_labels).mean()),
             "trained_parameters": parameters,
             "training_seconds": seconds,
             "precision": self._precision,
@@ -173,10 +173,13 @@ class Runner:
             examples, held_out = self._read(task)
             bundle = load_bundle(task.bundle or self._tuned(name, task, examples), self._base, self._device)
             samples = bundle.tokenizer([(example.text, example.pair) for example in held_out])
-            labels = label_ids(held_out, bundle.manifest.labels)
+            problem = bundle.classifier.backbone.problem
+            if not isinstance(problem, SingleLabel):
+                raise ExperimentError(f"task {name} is {problem.type}: experiments compare single labels only")
+            labels = label_targets(held_out, problem, samples)
             if labels is None:
                 raise ExperimentError(f"task {name}: the held-out text needs labels")
-            reference = plain_labels(bundle.classifier, samples, bundle.tokenizer.pad_id)
+            reference = plain_answers(bundle.classifier, samples, bundle.tokenizer.pad_id)
             self._tasks[name] = _Prepared(bundle, examples, samples, labels, reference)
         return self._tasks[name]
 
@@ -200,15 +203,15 @@ class Runner:
             train(recipe, examples, folder, name, self._base, self._device)
         return folder
 
-    def _text(self, run: Run, task: _Prepared) -> tuple[list[Tokens], list[int]]:
+    def _text(self, run: Run, task: _Prepared) -> tuple[list[Tokens], np.ndarray]:
         """The training samples and labels, joined texts among them where the run asks for those."""
         if run.join_rounds not in task.text:
             joined = join_texts(task.examples, run.join_rounds, seed=0)
             samples = task.bundle.tokenizer([(example.text, example.pair) for example in (*task.examples, *joined)])
-            labels = label_ids(task.examples, task.bundle.manifest.labels)
+            labels = label_targets(task.examples, task.bundle.classifier.backbone.problem, samples)
             if labels is None:
                 raise ExperimentError(f"task {run.task}: the training text needs labels")
-            task.text[run.join_rounds] = samples, labels + [UNLABELLED] * len(joined)
+            task.text[run.join_rounds] = samples, labels
         return task.text[run.join_rounds]
 
     def _states(self, run: Run, task: _Prepared, backbone: Backbone) -> FrozenStates:
@@ -304,25 +307,24 @@ def _measure_cascade(
     pad_id = task.bundle.tokenizer.pad_id
     num_layers = classifier.backbone.num_layers
     samples = task.eval_samples
-    confidences = np.stack(
-        [top_probability(run_all(classifier, samples, point, pad_id, BATCH_TOKENS)[0]).numpy() for point in points],
-        axis=1,
-    )
+    problem = classifier.backbone.problem
+    logits = [run_all(classifier, samples, point, pad_id, BATCH_TOKENS)[0] for point in points]
+    confidences = np.stack([problem.confidence(own).numpy() for own in logits], axis=1)
     halves = [range(0, len(samples), 2), range(1, len(samples), 2)]
     cascades = [
         cascade_at_speed(tuple(points), num_layers, confidences[other], run.speedup) for other in reversed(halves)
     ]
 
-    labels = torch.empty(len(samples), dtype=torch.long)
+    labels = np.empty(len(samples), dtype=np.int64)
     left_at = np.empty(len(samples), dtype=np.int64)
     for half, cascade in zip(halves, cascades, strict=True):
-        logits, steps = run_cascade(classifier, [samples[i] for i in half], cascade, pad_id, BATCH_TOKENS)
-        labels[list(half)] = logits.argmax(dim=-1)
+        own, steps = run_cascade(classifier, [samples[i] for i in half], cascade, pad_id, BATCH_TOKENS)
+        labels[list(half)] = problem.decide(own.numpy())
         left_at[list(half)] = steps
     # Timed over all of the text at once, as everything else is: half as many samples make smaller batches.
-    own = partial(run_cascade, classifier, samples, cascades[0], pad_id, BATCH_TOKENS)
-    agreement = float((labels == task.reference).double().mean())
-    accuracy = float((labels == torch.tensor(task.eval_labels)).double().mean())
+    timed = partial(run_cascade, classifier, samples, cascades[0], pad_id, BATCH_TOKENS)
+    agreement = float((labels == task.reference).mean())
+    accuracy = float((labels == task.eval_labels).mean())
     return {
         "point": " ".join(point.name for point in points),
         "accuracy": accuracy,
@@ -335,7 +337,7 @@ def _measure_cascade(
         "draws": 1,
         "escalated": float((left_at == len(points)).mean()),
         "thresholds": [cascade.threshold for cascade in cascades],
-        "speedup": speedup_over(partial(_run_plain, task), own, _ROUNDS),
+        "speedup": speedup_over(partial(_run_plain, task), timed, _ROUNDS),
         "ideal_speedup": cascades[0].ideal_speedup(left_at),
     }
 

@@ -43,13 +43,14 @@ class Multiplexer(ABC, nn.Module):
         """What `demultiplex` reads of a sample's own prefill states, which no partner has touched: `[S, k]`.
 
         `hidden` `[S, T, d]` are the states, zero where `mask` `[S, T]` is; `pooled` `[S, d]` is what the head would
-        read of them. By default nothing, k = 0: as all published methods have it.
+        read of them, or `[S, T, d]` where it reads words: then what is returned is `[S, T, k]`. By default nothing,
+        k = 0: as all published methods have it.
         """
-        return pooled[:, :0]
+        return pooled[..., :0]
 
     @abstractmethod
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
-        """Pooled composite outputs `[S, d]` to one state per sample `[S, d]`.
+        """Pooled composite outputs `[S, d]` to one state per sample `[S, d]`; where words are answered, S are those.
 
         `slots` `[S]` is each sample's place in its composite, 0..N-1; `own` `[S, k]` is its shortcut; `appended`
         `[S, appended, d]` is the output of its composite's added positions.

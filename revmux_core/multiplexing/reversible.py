@@ -87,8 +87,9 @@ class OwnStatesMultiplexer(Multiplexer):
     pool: AttentionPool
 
     def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-        """The pooled state and what the attention pool reads, `[S, 2d]`."""
-        return torch.cat([pooled, self.pool(hidden, mask)], dim=-1)
+        """The pooled state and what the attention pool reads, `[S, 2d]`; or each position's state and the same."""
+        read = self.pool(hidden, mask)
+        return torch.cat([pooled, read if pooled.ndim == 2 else read.unsqueeze(1).expand_as(pooled)], dim=-1)
 
 
 class ReversibleMultiplexer(OwnStatesMultiplexer):

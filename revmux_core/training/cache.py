@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from revmux_core.backbones import Backbone
-from revmux_core.batch import pad
+from revmux_core.batch import Words, pad
 from revmux_core.plan import Tokens
 from revmux_core.training.loop import autocast
 
@@ -24,18 +25,36 @@ _LARGEST = torch.finfo(torch.float16).max
 """T5's states may grow beyond what float16 holds; there Hugging Face's own layers clamp them as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FrozenStates:
     """The teacher's view of the samples, so that no training step runs a frozen prefill layer.
 
-    `logits` `[S, C]`; `pooled` `[S, d]`, the state that the head reads; `prefill[l]` `[all tokens, d]` in float16 on
-    disk, the hidden states after l layers, sample s at rows `offsets[s]` to `offsets[s + 1]`.
+    `logits` `[R, C]`; `pooled` `[R, d]`, the states that the head reads; `prefill[l]` `[all tokens, d]` in float16 on
+    disk, the hidden states after l layers, sample s at rows `offsets[s]` to `offsets[s + 1]`. R are the samples, or all
+    of their words one after the other where `words` has the positions of each sample's.
     """
 
     logits: Tensor
     pooled: Tensor
     prefill: dict[int, np.ndarray]
     offsets: np.ndarray
+    words: Sequence[list[int]] | None = None
+
+    def words_of(self, indices: Sequence[int]) -> Words | None:
+        """Where the words of these samples are read, numbered as the samples stand here; None where none are."""
+        return None if self.words is None else Words.of([self.words[i] for i in indices])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        assert self.words is not None
+        return np.cumsum([len(own) for own in self.words])
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Which of the R rows are these samples', one after the other."""
+        if self.words is None:
+            return torch.tensor(indices, dtype=torch.long)
+        own = [np.arange(self._ends[i] - len(self.words[i]), self._ends[i]) for i in indices]
+        return torch.from_numpy(np.concatenate(own))
 
     def prefilled(self, depth: int, indices: Sequence[int], padding_side: str) -> tuple[Tensor, Tensor]:
         """Prefill states `[S, T, d]` in float32, zero where padded, and their masks `[S, T]`."""
@@ -71,7 +90,9 @@ def compute_states(
     for depth in sorted(set(depths)):
         with tempfile.TemporaryFile(dir=folder) as file:
             prefill[depth] = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
-    logits, pooled = [], []
+    words = None if samples[0].words is None else [sample.words or [] for sample in samples]
+    logits: list[Tensor] = []
+    pooled: list[Tensor] = []
     order = np.argsort(-lengths, kind="stable")
     edges = [0, *sorted(prefill), backbone.num_layers]
     with tqdm(total=len(samples), desc="frozen states", unit="sample") as bar:
@@ -91,9 +112,14 @@ def compute_states(
                         for row, index in enumerate(indices):
                             prefill[hi][offsets[index] : offsets[index + 1]] = kept[row][mask[row].bool().cpu().numpy()]
                 state = backbone.pool(hidden, torch.arange(len(indices), device=device), mask)
-                logits.append(backbone.head(state).float().cpu())
-                pooled.append(state.float().cpu())
+                counts = [1] * len(indices)
+                if words is not None:
+                    read = Words.of([words[i] for i in indices])
+                    state, counts = read.to(device).read(state), list(map(len, read.own))
+                logits += backbone.head(state).float().cpu().split(counts)
+                pooled += state.float().cpu().split(counts)
             start += len(indices)
             bar.update(len(indices))
-    inverse = torch.from_numpy(np.argsort(order))
-    return FrozenStates(torch.cat(logits)[inverse], torch.cat(pooled)[inverse], prefill, offsets)
+    inverse = np.argsort(order).tolist()
+    answers, states = (torch.cat([rows[i] for i in inverse]) for rows in (logits, pooled))
+    return FrozenStates(answers, states, prefill, offsets, words)

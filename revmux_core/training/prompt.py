@@ -18,9 +18,10 @@ from revmux_core.backbones.words import PROMPT, set_prompt
 from revmux_core.batch import pad
 from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
+from revmux_core.problems import UNLABELLED
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.loop import Schedule, train_loop
-from revmux_core.training.losses import UNLABELLED, labelled_cross_entropy
+from revmux_core.training.losses import labelled_loss
 
 # How many of the commonest words a prompt may begin as, as in Lester et al. 2021.
 _COMMON = 5000
@@ -57,7 +58,7 @@ def train_prompt(
     backbone: Backbone,
     length: int,
     samples: Sequence[Tokens],
-    labels: Sequence[int],
+    labels: np.ndarray,
     schedule: Schedule,
     folder: Path,
     tokenizer: Tokenizer,
@@ -82,7 +83,7 @@ def train_prompt(
     prompt = backbone.model.get_parameter(PROMPT)
     prompt.requires_grad_(True)
     schedule = replace(schedule, learning_rate=schedule.learning_rate * float(initial.square().mean().sqrt()))
-    targets = torch.tensor(labels)
+    targets = torch.from_numpy(labels)
     labelled = torch.nonzero(targets != UNLABELLED).flatten().tolist()
 
     def loss_function(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
@@ -94,7 +95,7 @@ def train_prompt(
         logits = backbone.head(backbone.pool(hidden, torch.arange(len(ids), device=device), mask)).float()
         truth = targets[indices].to(device)
         accuracy = float((logits.argmax(dim=-1) == truth).float().mean())
-        return labelled_cross_entropy(logits, truth), {"accuracy": accuracy}
+        return labelled_loss(backbone.problem, logits, truth), {"accuracy": accuracy}
 
     lengths = [len(samples[i]) for i in labelled]
     seconds = train_loop("prompt", {PROMPT: prompt}, loss_function, lengths, schedule, folder, seed, device, precision)

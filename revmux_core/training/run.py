@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from revmux_core.backbones import view
+from revmux_core.backbones import Backbone, view
+from revmux_core.backbones.base import TOKEN_HEAD, problem_of
 from revmux_core.backbones.words import prompt_ids
 from revmux_core.base_model import BaseModel, find_base, sha256
 from revmux_core.bundle import load_model
-from revmux_core.classifier import make_adapters
-from revmux_core.data import Example, label_ids
+from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.data import Example, label_targets
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import BaseEntry
 from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer, method_at
+from revmux_core.offline import BATCH_TOKENS, run_all
+from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
+from revmux_core.problems import MultiLabel, Problem, ProblemType, Regression, make_problem
 from revmux_core.saving import save_bundle, save_task
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
 from revmux_core.training.cache import compute_states
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule, default_precision
-from revmux_core.training.losses import UNLABELLED, LossWeights
+from revmux_core.training.losses import LossWeights
 from revmux_core.training.prompt import train_prompt, verbalize
 from revmux_core.training.task import tune
+from revmux_core.training.thresholds import choose_thresholds, hold_out
 
 DEFAULT_WIDTHS = (2, 4)
 
 Kind = Literal["classifier", "language model", "bare"]
 """A base model with a classification head, with a language model head, or with none."""
+
+_TOLERANCE = 1 / 20
+"""Share of the range of the scores in the data that a score may be off and agree, where nothing else is said."""
 
 
 class TrainingError(RevmuxError):
@@ -53,9 +64,11 @@ class Recipe:
     third, half and two thirds of the layers. `prefill` None is half the layers. `join_rounds` adds unlabelled
     texts, joined from the given ones (`join_texts`), to what is distilled. `delta_rank` above 0 gives every point
     its own low-rank updates of the upper layers. `labels` names the classes in the order of their indices; a classifier
-    brings its own. `task` and `lora_rank` are used for a bare model. A language model stays frozen: it scores a word
-    for every label, of `label_words` or the label itself, behind a soft prompt of `prompt_tokens` embeddings (50 as in
-    the paper, 0 for none), trained as `task` says at `prompt_learning_rate` (in units of `train_prompt`).
+    brings its own, and its `problem_type`, which without one is a single label. `tolerance` is how far a score may be
+    from the frozen model's and agree, by default a twentieth of the labels' range. `task` and `lora_rank` are used for
+    a bare model. A language model stays frozen: it scores a word for every label, of `label_words` or the label itself,
+    behind a soft prompt of `prompt_tokens` embeddings (50 as in the paper, 0 for none), trained as `task` says at
+    `prompt_learning_rate` (in units of `train_prompt`).
     """
 
     model: str
@@ -64,6 +77,8 @@ class Recipe:
     method: str = DEFAULT_METHOD
     prefill: int | None = None
     labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    tolerance: float | None = None
     max_tokens: int = 512
     join_rounds: int = 0
     delta_rank: int = 0
@@ -99,27 +114,26 @@ def train(
     """
     found = find_base(recipe.model, base)
     kind = _kind(found)
-    labels = _labels(found, kind, recipe, examples)
+    problem = _problem(found, kind, recipe, examples)
     work = out.with_name(out.name + ".work")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
 
     torch.manual_seed(recipe.seed)
     base_tokenizer = AutoTokenizer.from_pretrained(found.folder)
-    verbalizer = verbalize(base_tokenizer, labels, recipe.label_words) if kind == "language model" else None
+    verbalizer = verbalize(base_tokenizer, problem.labels, recipe.label_words) if kind == "language model" else None
     prompt_tokens = 0 if verbalizer is None else recipe.prompt_tokens
-    model = load_model(found.folder, found.folder, labels, verbalizer)
+    load = partial(load_model, found.folder, found.folder, problem, verbalizer)
+    model = load()
     backbone = view(model)
     nn.Module.to(model, device)
     max_tokens = min(recipe.max_tokens, backbone.max_tokens)
     if prompt_tokens >= max_tokens:
         raise TrainingError(f"a soft prompt of {prompt_tokens} tokens leaves no room for text in {max_tokens}")
-    tokenizer = Tokenizer(base_tokenizer, max_tokens, prompt_ids(model, prompt_tokens))
+    tokenizer = Tokenizer(base_tokenizer, max_tokens, prompt_ids(model, prompt_tokens), problem.by_word)
     joined = join_texts(examples, recipe.join_rounds, recipe.seed)
     samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
-    targets = label_ids(examples, labels)
-    if targets is not None:
-        targets += [UNLABELLED] * len(joined)
+    targets = label_targets(examples, problem, samples)
     prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
     points = _points(recipe, prefill, backbone.num_layers)
     if not points and kind != "bare" and not prompt_tokens:
@@ -129,6 +143,8 @@ def train(
         point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size).to(device)
         for point in points
     }
+    if problem.by_word and any(multiplexer.rows_apart for multiplexer in multiplexers.values()):
+        raise TrainingError(f"--method {recipe.method} merges neighbouring tokens: no word could be told from the next")
     if targets is None and kind == "bare":
         raise TrainingError(f"{recipe.model} is a bare model: tuning it needs labelled text (--label-column)")
     if targets is None and prompt_tokens:
@@ -136,6 +152,7 @@ def train(
     # Only now, so that settings which were refused leave nothing behind that is in the way of better ones.
     _same_run(work, recipe, examples)
     seconds = {}
+    held_out = hold_out(targets, recipe.seed) if isinstance(problem, MultiLabel) and targets is not None else []
 
     task: PeftModel | None = None
     prompt: Tensor | None = None
@@ -145,10 +162,13 @@ def train(
             backbone, prompt_tokens, samples, targets, schedule, work, tokenizer, recipe.seed, device, precision
         )
     if kind == "bare" and targets is not None:
+        tuned_on = targets.copy()
+        if held_out:
+            tuned_on[held_out] = math.nan
         task, seconds["task"] = tune(
-            lambda: load_model(found.folder, found.folder, labels),
+            load,
             samples,
-            targets,
+            tuned_on,
             recipe.task,
             recipe.lora_rank,
             work,
@@ -159,8 +179,10 @@ def train(
         )
         # The merged copy is what gets frozen; the adapters apart are what the bundle stores.
         save_task(task, work / "task", recipe.model)
-        merged = PeftModel.from_pretrained(load_model(found.folder, found.folder, labels), str(work / "task"))
+        merged = PeftModel.from_pretrained(load(), str(work / "task"))
         backbone = view(merged.merge_and_unload().to(device))
+    if held_out and targets is not None:
+        backbone.problem = _with_thresholds(backbone, [samples[i] for i in held_out], targets[held_out], tokenizer)
 
     adapters = {
         point: make_adapters(backbone, point, multiplexer, recipe.delta_rank)
@@ -176,7 +198,7 @@ def train(
         out,
         name=name,
         base=BaseEntry(model_id=recipe.model, sha256=sha256(*found.weights)),
-        labels=labels,
+        problem=backbone.problem,
         max_tokens=max_tokens,
         source=found.folder,
         task=task,
@@ -216,27 +238,66 @@ def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoin
     return sorted(points)
 
 
+def _with_thresholds(
+    backbone: Backbone, samples: Sequence[Tokens], targets: np.ndarray, tokenizer: Tokenizer
+) -> Problem:
+    """The problem with the thresholds that suit the frozen model, on samples that no tuning saw."""
+    plain = MuxClassifier(backbone, {})
+    logits, _ = run_all(plain, samples, plain.plain, tokenizer.pad_id, BATCH_TOKENS)
+    thresholds = choose_thresholds(backbone.problem.activate(logits.numpy()), targets)
+    return make_problem(backbone.problem.type, backbone.problem.labels, thresholds)
+
+
 def _kind(found: BaseModel) -> Kind:
-    architectures = AutoConfig.from_pretrained(found.folder).architectures or []
-    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+    architecture = _architecture(found)
+    if architecture.endswith(("ForSequenceClassification", TOKEN_HEAD)):
         return "classifier"
-    if any(architecture.endswith(("ForCausalLM", "ForConditionalGeneration")) for architecture in architectures):
-        return "language model"
-    return "bare"
+    return "language model" if architecture.endswith(("ForCausalLM", "ForConditionalGeneration")) else "bare"
 
 
-def _labels(found: BaseModel, kind: Kind, recipe: Recipe, examples: Sequence[Example]) -> list[str]:
-    """The class names, by index."""
+def _architecture(found: BaseModel) -> str:
+    return (AutoConfig.from_pretrained(found.folder).architectures or [""])[0]
+
+
+def _problem(found: BaseModel, kind: Kind, recipe: Recipe, examples: Sequence[Example]) -> Problem:
+    """What the model answers: what it brings, or what is asked for."""
     if recipe.label_words and kind != "language model":
         raise TrainingError(f"{recipe.model} is no language model: leave out --label-word")
     if kind == "classifier":
         if recipe.labels:
             raise TrainingError(f"{recipe.model} is a classifier with its own labels: leave out --labels")
-        config = AutoConfig.from_pretrained(found.folder)
-        return [str(config.id2label[i]) for i in range(config.num_labels)]
-    if recipe.labels:
-        return list(recipe.labels)
-    names = {example.label for example in examples if example.label is not None}
+        own = problem_of(AutoConfig.from_pretrained(found.folder), _architecture(found))
+        if recipe.problem_type not in (None, own.type):
+            raise TrainingError(f"{recipe.model} is a classifier of type {own.type}: leave out --problem-type")
+        asked, labels = own.type, list(own.labels)
+    else:
+        asked = recipe.problem_type or "single_label_classification"
+        if kind == "language model" and asked != "single_label_classification":
+            raise TrainingError(f"{recipe.model} is a language model, which scores one label out of several only")
+        labels = list(recipe.labels) or _labels(asked, kind, recipe, examples)
+    if asked != "regression" and recipe.tolerance is not None:
+        raise TrainingError(f"--tolerance is how far scores may differ, and this is {asked}: leave it out")
+    tolerance = recipe.tolerance
+    if asked == "regression" and tolerance is None:
+        scores = [Regression(("score",), 0).target(e.label, e.text) for e in examples if e.label is not None]
+        if not scores:
+            raise TrainingError("without labels nothing says how far a score may be off and agree: name a --tolerance")
+        tolerance = _TOLERANCE * (max(scores) - min(scores))
+    return make_problem(asked, labels, None, tolerance)
+
+
+def _labels(asked: ProblemType, kind: Kind, recipe: Recipe, examples: Sequence[Example]) -> list[str]:
+    """The class names, by index, as the data has them."""
+    if asked == "regression":
+        return ["score"]
+    separator = {"multi_label_classification": ",", "token_classification": None}
+    names: set[str] = set()
+    for label in (example.label for example in examples if example.label is not None):
+        if isinstance(label, tuple):
+            names.update(label)
+        else:
+            parts = label.split(separator[asked]) if asked in separator else [label]
+            names.update(filter(None, (part.strip() for part in parts)))
     if len(names) < 2:
         raise TrainingError(f"{recipe.model} is a {kind} without labels of its own: name them, or bring labelled text")
     if all(name.isdigit() for name in names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ def train_student(
     samples: Sequence[Tokens],
     logits: Tensor,
     pooled: Tensor,
-    labels: Sequence[int] | None,
+    targets: np.ndarray | None,
     weights: LossWeights,
     schedule: Schedule,
     folder: Path,
@@ -31,7 +32,8 @@ def train_student(
     device: torch.device,
     precision: str,
 ) -> tuple[PreTrainedModel, float]:
-    """Distils `teacher` into a copy of it with `layers` only; the same losses as adapters have.
+    """Distils `teacher`, which gives each text one label, into a copy of it with `layers` only; the same losses as
+    adapters have.
 
     Starting from the teacher's own layers is layer dropping (Sajjad et al. 2020, arXiv 2004.03844), the usual rival
     of early exits and of multiplexing. `logits` `[S, C]` and `pooled` `[S, d]` are the teacher's. Returns the student
@@ -41,7 +43,7 @@ def train_student(
     nn.Module.to(student, device)
     backbone = view(student)
     student.requires_grad_(True)
-    targets = None if labels is None else torch.tensor(labels)
+    labelled = None if targets is None else torch.from_numpy(targets)
 
     def loss_function(indices: list[int]) -> tuple[Tensor, dict[str, float]]:
         ids, mask, type_ids = pad([samples[i] for i in indices], pad_id, backbone.padding_side)
@@ -50,9 +52,9 @@ def train_student(
         hidden = backbone.run(hidden, mask, backbone.layers(0, backbone.num_layers))
         state = backbone.pool(hidden, torch.arange(len(indices), device=device), mask)
         answers = backbone.head(state).float()
-        truth = None if targets is None else targets[indices].to(device)
+        truth = None if labelled is None else labelled[indices].to(device)
         expected = logits[indices].to(device)
-        loss = distillation_loss(weights, answers, state, expected, pooled[indices].to(device), truth)
+        loss = distillation_loss(backbone.problem, weights, answers, state, expected, pooled[indices].to(device), truth)
         return loss, {"agreement": float((answers.argmax(-1) == expected.argmax(-1)).float().mean())}
 
     lengths = [len(sample) for sample in samples]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel
 
 from revmux_core.backbones import view
 from revmux_core.backbones.base import freeze
-from revmux_core.batch import pad
+from revmux_core.batch import Words, pad
 from revmux_core.plan import Tokens
+from revmux_core.problems import UNLABELLED
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.loop import Schedule, train_loop
-from revmux_core.training.losses import UNLABELLED, labelled_cross_entropy
+from revmux_core.training.losses import labelled_loss
 
 # Share of the input tokens hidden in tuning, as in pre-training (Devlin et al. 2018): small encoders otherwise learn
 # a task's training texts by heart.
@@ -30,7 +32,7 @@ _EMBEDDING_SHARE = 4
 def tune(
     load: Callable[[], PreTrainedModel],
     samples: Sequence[Tokens],
-    labels: Sequence[int],
+    targets: np.ndarray,
     schedule: Schedule,
     rank: int,
     folder: Path,
@@ -41,9 +43,10 @@ def tune(
 ) -> tuple[PeftModel, float]:
     """Tunes word embeddings, the layers' linear maps and the head in full, then cuts every update to `rank`.
 
-    Samples whose label is `UNLABELLED` are left out. The cut (a quarter of the rank for the embeddings) is the nearest
-    one by singular values, in the form of LoRA (Hu et al. 2021, arXiv 2106.09685); `docs/performance.md` compares it
-    with LoRA from the start. `load` makes the untuned model, with a head initialised at random.
+    `targets` are what labels say (`Problem.targets`); samples that have none are left out. The cut (a quarter of the
+    rank for the embeddings) is the nearest one by singular values, in the form of LoRA (Hu et al. 2021, arXiv
+    2106.09685); `docs/performance.md` compares it with LoRA from the start. `load` makes the untuned model, with a
+    head initialised at random.
 
     Returns the model with its low-rank updates still apart, and the seconds it took. Raises `UnsupportedModelError` as
     `view` does.
@@ -56,8 +59,9 @@ def tune(
         _weight(tuned, name).requires_grad_(True)
     for name in backbone.head_modules:
         tuned.get_submodule(name).requires_grad_(True)
-    targets = torch.tensor(labels)
-    labelled = torch.nonzero(targets != UNLABELLED).flatten().tolist()
+    known = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != UNLABELLED
+    labelled = np.flatnonzero(known.reshape(len(targets), -1).any(axis=1)).tolist()
+    truth = torch.from_numpy(targets)
     special = torch.tensor(tokenizer.special_ids)
 
     def loss_function(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
@@ -69,8 +73,11 @@ def tune(
         ids, mask = ids.to(device), mask.to(device)
         hidden = backbone.embed(ids, mask, None if type_ids is None else type_ids.to(device))
         hidden = backbone.run(hidden, mask, backbone.layers(0, backbone.num_layers))
-        logits = backbone.head(backbone.pool(hidden, torch.arange(len(ids), device=device), mask)).float()
-        return labelled_cross_entropy(logits, targets[indices].to(device)), {}
+        state, expected = backbone.pool(hidden, torch.arange(len(ids), device=device), mask), truth[indices]
+        if backbone.problem.by_word:
+            words = Words.of([samples[i].words or [] for i in indices])
+            state, expected = words.to(device).read(state), expected[words.samples, words.nth]
+        return labelled_loss(backbone.problem, backbone.head(state).float(), expected.to(device)), {}
 
     trained = {key: value for key, value in tuned.train().named_parameters() if value.requires_grad}
     lengths = [len(samples[i]) for i in labelled]

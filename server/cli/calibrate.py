@@ -20,7 +20,7 @@ from server.cli.common import (
     load,
     print_report,
     read,
-    reference_labels,
+    reference_answers,
 )
 
 
@@ -60,7 +60,7 @@ def calibrate(
             raise RevmuxError(f"--{name} must be between 0 and 1, as in 0.99")
     loaded = load(bundle, base, device, dtype, backend)
     samples = loaded.tokenizer([(example.text, example.pair) for example in read(data, text_column, pair_column, None)])
-    reference = reference_labels(loaded, bundle, base, device, samples)
+    reference = reference_answers(loaded, bundle, base, device, samples)
     layers = loaded.classifier.backbone.num_layers
     known = sorted({point.width for point in loaded.classifier.points if point.kind(layers) != "plain"})
     widths = sorted(set(width or known))

@@ -23,7 +23,7 @@ BaseOption = Annotated[
 DataOption = Annotated[Path, typer.Option("--data", help="TSV, CSV, JSON lines, Parquet or plain text, by suffix.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the label, as its name or index.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 BackendOption = Annotated[
     BackendName,
@@ -52,15 +52,15 @@ def load(bundle: str | Path, base: Path | None, device: str, dtype: DtypeName, b
     return load_bundle(bundle, base, place, choose_dtype(dtype, backend, place), backend)
 
 
-def reference_labels(
+def reference_answers(
     loaded: Bundle, bundle: str | Path, base: Path | None, device: str, samples: Sequence[Tokens]
 ) -> Any:
-    """Labels `[S]` of the model as it is: in PyTorch and float32, whatever `loaded` runs on and in."""
-    from revmux_core.evaluation import plain_labels
+    """Answers `[S, ...]` of the model as it is: in PyTorch and float32, whatever `loaded` runs on and in."""
+    from revmux_core.evaluation import plain_answers
 
     in_float32 = next(loaded.classifier.parameters()).dtype.itemsize == 4
     as_it_is = loaded if in_float32 else load(bundle, base, device, "float32", "torch")
-    return plain_labels(as_it_is.classifier, samples, loaded.tokenizer.pad_id)
+    return plain_answers(as_it_is.classifier, samples, loaded.tokenizer.pad_id)
 
 
 def pick_device(name: str) -> Any:

@@ -24,7 +24,7 @@ from server.cli.common import (
     load,
     print_report,
     read,
-    reference_labels,
+    reference_answers,
 )
 
 
@@ -47,9 +47,10 @@ def evaluate(
     backend: BackendOption = "torch",
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy and agreement with the plain model, over reshuffles of partners. Labels are optional."""
+    """Accuracy, or what the task has in its place, and agreement with the plain model, over reshuffles of partners.
+    Labels are optional."""
     from revmux_core.benchmark import cascade_speedup
-    from revmux_core.data import label_ids
+    from revmux_core.data import label_targets
     from revmux_core.evaluation import evaluate as run
     from revmux_core.evaluation import evaluate_cascade
 
@@ -60,8 +61,8 @@ def evaluate(
     examples = read(data, text_column, pair_column, label_column)
     loaded = load(bundle, base, device, dtype, backend)
     samples = loaded.tokenizer([(example.text, example.pair) for example in examples])
-    labels = label_ids(examples, loaded.manifest.labels)
-    reference = reference_labels(loaded, bundle, base, device, samples)
+    targets = label_targets(examples, loaded.classifier.backbone.problem, samples)
+    reference = reference_answers(loaded, bundle, base, device, samples)
     if quality == "guaranteed":
         cascade = loaded.cascade(width)
         with tqdm(total=draws, desc="cascade", unit="draw", disable=None) as bar:
@@ -69,7 +70,7 @@ def evaluate(
                 loaded.classifier,
                 cascade,
                 samples,
-                labels,
+                targets,
                 loaded.tokenizer.pad_id,
                 draws,
                 seed,
@@ -85,7 +86,7 @@ def evaluate(
             loaded.classifier,
             chosen,
             samples,
-            labels,
+            targets,
             loaded.tokenizer.pad_id,
             draws,
             seed,
@@ -126,10 +127,10 @@ def info(bundle: BundleOption = "sst2-minilm", as_json: JsonOption = False) -> N
 def measure(folder: Path, base: Path | None, examples: list[Any], data: str, draws: int) -> None:
     from revmux_core.bundle import load_bundle
     from revmux_core.card import measure_and_write
-    from revmux_core.data import label_ids
+    from revmux_core.data import label_targets
 
     loaded = load_bundle(folder, base)
     samples = loaded.tokenizer([(example.text, example.pair) for example in examples])
-    labels = label_ids(examples, loaded.manifest.labels)
+    targets = label_targets(examples, loaded.classifier.backbone.problem, samples)
     with tqdm(desc="measuring", unit="step", disable=None) as bar:
-        measure_and_write(folder, loaded, samples, labels, data, draws, lambda: bar.update() and None)
+        measure_and_write(folder, loaded, samples, targets, data, draws, lambda: bar.update() and None)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from revmux_core.problems import ProblemType
 from server.cli.common import (
     BaseOption,
     DataOption,
@@ -44,6 +45,16 @@ def train(
     labels: Annotated[
         str, typer.Option(help="Names of the classes of a model without any, by index, with commas.")
     ] = "",
+    problem_type: Annotated[
+        ProblemType | None,
+        typer.Option(help="What a model without a head is tuned to answer. Default: single_label_classification."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a regression: how far a score may be from the model's own and agree. Default: 5% of range."
+        ),
+    ] = None,
     label_word: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +77,7 @@ def train(
     epochs: Annotated[float, typer.Option(help="Epochs of adapter training.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the adapters.")] = 7e-4,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
-    ce: Annotated[float, typer.Option(help="Weight of the cross-entropy on labels.")] = 1.0,
+    ce: Annotated[float, typer.Option(help="Weight of the loss on labels: cross-entropy, or squared error.")] = 1.0,
     kl: Annotated[float, typer.Option(help="Weight of the distillation to the frozen model's logits.")] = 1.0,
     infonce: Annotated[float, typer.Option(help="Weight of InfoNCE against the frozen model's states.")] = 0.25,
     task_epochs: Annotated[
@@ -101,6 +112,8 @@ def train(
         method=method,
         prefill=prefill,
         delta_rank=delta_rank,
+        problem_type=problem_type,
+        tolerance=tolerance,
         labels=tuple(filter(None, (label.strip() for label in labels.split(",")))),
         label_words=_label_words(label_word or ()),
         prompt_tokens=prompt_tokens,

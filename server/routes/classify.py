@@ -27,21 +27,22 @@ async def classify(request: Request) -> Response:
     query = parse(ClassifyRequest, await request.body())
     service.require_model(query.model)
     result = await service.classify(_work(query, tenant), request.receive)
-    labels = result.facts.labels
+    problem = result.facts.problem
     data = []
-    for index, answer in enumerate(result.answers.items):
-        probs = answer.logits if query.use_activation is False else answer.probs
+    for index, (answer, (text, _), sample) in enumerate(
+        zip(result.answers.items, query.input, result.samples, strict=True)
+    ):
+        scores = answer.logits if query.use_activation is False else answer.probs
         data.append(
             {
                 "index": index,
-                "label": labels[probs.index(max(probs))],
-                "probs": probs,
-                "num_classes": len(probs),
+                **problem.answer(answer.logits, scores, text, sample),
                 "mux_width": answer.point.width,
                 "point": answer.point.name,
                 "escalated": answer.escalated,
             }
         )
+    tokens = sum(map(len, result.samples))
     content = {
         "id": f"classify-{request.state.request_id}",
         "object": "list",
@@ -49,8 +50,8 @@ async def classify(request: Request) -> Response:
         "model": result.facts.name,
         "data": data,
         "usage": {
-            "prompt_tokens": result.tokens,
-            "total_tokens": result.tokens,
+            "prompt_tokens": tokens,
+            "total_tokens": tokens,
             "completion_tokens": 0,
             "prompt_tokens_details": None,
         },

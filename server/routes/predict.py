@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.answers import Answer
+from server.errors import InvalidRequest
 from server.routes.common import WORK_ERRORS, authorized, body_docs, error_docs, json_response
 from server.schemas import PredictErrorResponse, Prediction, PredictRequest, parse
 from server.service import Work
@@ -20,13 +21,17 @@ router = APIRouter(tags=["classification"])
     openapi_extra=body_docs(PredictRequest, {"inputs": [["a gripping film"], ["a waste of time"]]}),
 )
 async def predict(request: Request) -> Response:
-    """Scores of every label, best first.
+    """Scores of every label, best first; of a regression its one score. Token classification has no place here.
 
     `inputs` is one text, ONE pair of texts as a list of two strings (never a batch of two), or a batch as a list of
     lists. One input answers a list, a batch a list of lists.
     """
     service, tenant = authorized(request)
-    service.require_ready()
+    facts = service.require_ready().facts
+    if facts.problem_type == "token_classification":
+        raise InvalidRequest(
+            "this model labels every word of a text, for which this format has no place: use /classify"
+        )
     query = parse(PredictRequest, await request.body())
     texts, batched = query.inputs
     result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request.receive)

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     CamembertConfig,
     DistilBertConfig,
@@ -127,6 +128,19 @@ def test_all_layers_reproduce_the_untouched_model(family: str) -> None:
     else:
         assert torch.equal(logits, expected)
     assert logits.std(dim=0).min() > 1e-3, "texts are told apart"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"])
+def test_a_token_head_reads_every_position_as_the_untouched_model_does(family: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForTokenClassification.from_config(CONFIGS[family]).eval()
+    backbone = view(model)
+    ids, mask, _ = batch(backbone)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        assert torch.equal(run(backbone, ids, mask, 1), expected)
+    assert backbone.problem.by_word
+    assert backbone.head_modules == ["classifier"]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-words", "qwen2", "qwen3-words"])
@@ -246,11 +260,16 @@ def test_a_pruned_model_is_the_layers_that_it_kept(family: str) -> None:
 
 def test_other_families_and_tasks_are_refused() -> None:
     sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 1, "n_head": 2}
-    with pytest.raises(UnsupportedModelError, match="is not supported: bring a sequence classifier"):
+    with pytest.raises(UnsupportedModelError, match="is not supported: bring a sequence or token classifier"):
         view(AutoModelForSequenceClassification.from_config(GPT2Config(**sizes, num_labels=3)))
-    for config in (BertConfig(**SIZES, num_hidden_layers=1, num_labels=1), LlamaConfig(**DECODER, num_labels=1)):
-        with pytest.raises(UnsupportedModelError, match="single-label classification"):
+    for config in (BertConfig(**SIZES, num_labels=2), LlamaConfig(**DECODER, num_labels=2)):
+        config.problem_type = "regression"
+        with pytest.raises(UnsupportedModelError, match="regression is of one score, not of 2"):
             view(AutoModelForSequenceClassification.from_config(config))
+    with pytest.raises(UnsupportedModelError, match="needs at least two labels"):
+        view(AutoModelForTokenClassification.from_config(BertConfig(**SIZES, num_labels=1)))
+    with pytest.raises(UnsupportedModelError, match=r"of this family \.\.\.ForSequenceClassification"):
+        view(AutoModelForTokenClassification.from_config(LlamaConfig(**DECODER, num_labels=3)))
     with pytest.raises(UnsupportedModelError, match="only models with a language model head"):
         view(T5EncoderModel(T5Config(**T5)))
     with pytest.raises(UnsupportedModelError, match="at least two"):

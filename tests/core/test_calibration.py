@@ -16,8 +16,9 @@ from revmux_core.calibration import calibrate, validate
 from revmux_core.certificate import CalibrationError, certify, samples_needed, upper_bound
 from revmux_core.confidence import LearntConfidence
 from revmux_core.errors import RevmuxError
-from revmux_core.evaluation import evaluate_cascade, plain_labels
+from revmux_core.evaluation import evaluate_cascade, plain_answers
 from revmux_core.manifest import BundleError, record_calibration
+from revmux_core.problems import SingleLabel
 from tests.tiny import HIDDEN, random_samples
 
 
@@ -57,7 +58,7 @@ def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
     torch.manual_seed(0)
     pooled, logits = torch.randn(400, 16), torch.randn(400, 3)
     agrees = pooled[:, 3] > -0.5
-    score = LearntConfidence(16)
+    score = LearntConfidence(16, SingleLabel(("a", "b", "c")))
     score.fit(pooled[:200], logits[:200], agrees[:200])
     confidence = score(pooled[200:], logits[200:])
     right = (confidence > 0.5) == agrees[200:]
@@ -72,7 +73,7 @@ def test_a_calibrated_bundle_keeps_its_promise(calibrated_path: Path) -> None:
     assert calibration is not None
     assert [entry.width for entry in calibration.cascades] == [1, 2]
     lines, fresh = random_samples(loaded, 400, seed=1)
-    reference = plain_labels(loaded.classifier, fresh, 0)
+    reference = plain_answers(loaded.classifier, fresh, 0)
     for entry in calibration.cascades:
         result = evaluate_cascade(loaded.classifier, loaded.cascade(entry.width), fresh, None, 0, draws=3)
         assert 0 < result.escalation_rate < 1
@@ -95,7 +96,7 @@ def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp
     assert calibration is not None
     entry = calibration.cascades[0].model_copy(update={"score": "learnt"})
     (name,) = entry.points
-    score = LearntConfidence(HIDDEN)
+    score = LearntConfidence(HIDDEN, loaded.classifier.backbone.problem)
     learnt = calibration.model_copy(update={"cascades": [entry]})
     record_calibration(path, learnt, {name: score.state_dict()})
     again = load_bundle(path)

@@ -8,7 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from revmux_core.data import DataError, Example, label_ids, read_examples
+from revmux_core.data import DataError, Example, label_targets, read_examples
+from revmux_core.plan import Tokens
+from revmux_core.problems import SingleLabel
 
 ROWS = [Example('an "odd film', None, "1"), Example("good", None, "0")]
 
@@ -57,10 +59,13 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, name: str, content: bytes, 
 
 
 def test_labels_by_name_or_index() -> None:
-    assert label_ids([Example("", label="pos"), Example("", label="0")], ["neg", "pos"]) == [1, 0]
-    assert label_ids([Example("")], ["neg", "pos"]) is None
+    problem, samples = SingleLabel(("neg", "pos")), [Tokens([2, 3])] * 2
+    targets = label_targets([Example("", label="pos"), Example("", label="0")], problem, samples)
+    assert targets is not None
+    assert targets.tolist() == [1, 0]
+    assert label_targets([Example("")], problem, samples) is None
     with pytest.raises(DataError, match="sample 1 has label '2'"):
-        label_ids([Example("", label="2")], ["neg", "pos"])
+        label_targets([Example("", label="2")], problem, samples)
 
 
 def test_a_part_of_a_json_object(tmp_path: Path) -> None:

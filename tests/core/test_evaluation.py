@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from revmux_core import evaluation
@@ -23,7 +23,7 @@ def test_draws_share_their_prefill_and_nothing_else(entangled_bundle: Bundle, mo
         return embed(ids, mask, type_ids)
 
     monkeypatch.setattr(classifier.backbone, "embed", counted)
-    reference = torch.zeros(len(samples), dtype=torch.long)
+    reference = np.zeros(len(samples), dtype=np.int64)
 
     def measure() -> evaluation.Evaluation:
         prefilled.clear()

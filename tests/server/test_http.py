@@ -19,7 +19,7 @@ from conftest import running_server, wait_until
 from revmux_core.batch import collate
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.classifier import MuxClassifier, make_adapters
-from revmux_core.evaluation import plain_labels
+from revmux_core.evaluation import plain_answers
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
@@ -108,7 +108,7 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
     """Each answer is what its own cascade gives, and the plain model's label where it was escalated."""
     bundle = load_bundle(calibrated_path)
     texts, samples = random_samples(bundle, 64, seed=3)
-    plain = [bundle.manifest.labels[label] for label in plain_labels(bundle.classifier, samples, 0)]
+    plain = [bundle.manifest.labels[label] for label in plain_answers(bundle.classifier, samples, 0)]
     with running_server(lambda: bundle, width="max") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         data = classify(client, input=texts)["data"]

@@ -17,7 +17,7 @@ message = st.one_of(
     st.builds(
         Submit,
         numbers,
-        st.lists(st.tuples(ids, st.none() | ids), max_size=4),
+        st.lists(st.tuples(ids, st.none() | ids, st.none() | ids), max_size=4),
         numbers,
         st.integers(-(2**31), 2**31),
         st.booleans(),
@@ -58,7 +58,7 @@ def test_what_is_too_large_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPa
     whole = bytes(stream)
     monkeypatch.setattr(messages, "MAX_FRAME", 20)
     with pytest.raises(FrameError):
-        append_frame(stream, Submit(2, [([7] * 50, None)], 1, 0, False, "", 1.0))
+        append_frame(stream, Submit(2, [([7] * 50, None, None)], 1, 0, False, "", 1.0))
     assert stream == whole
     reader = FrameReader()
     assert len(reader.feed(whole)) == 1
