@@ -285,7 +285,8 @@ def test_sigterm_answers_what_was_admitted_then_all_end(server: Running) -> None
         os.killpg(os.getpgid(server.front_ends[0]), signal.SIGTERM)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: exact(server.client, "a").status_code == 503)
-        assert server.client.get("/health/ready").json() == {"status": "draining"}
+        # Front ends hear of it one after the other.
+        wait_until(lambda: server.client.get("/health/ready").json() == {"status": "draining"})
         for work in admitted:
             assert work.result().status_code in (200, 429)
         assert any(work.result().status_code == 200 for work in admitted)
