@@ -232,9 +232,8 @@ def load_model(
     """The model in float32 from the folder `weights`, shaped by the configuration in `config`.
 
     It is a classifier, of sequences or tokens as `problem` has it, or with a `verbalizer` a language model that has a
-    word for every label. A head that
-    the weights lack is initialised at random and must be tuned or loaded before use. Raises `ValueError` when anything
-    else is missing, `KeyError` for a label without a word.
+    word for every label. A head that the weights lack is initialised at random and must be tuned or loaded before use.
+    Raises `ValueError` when anything else is missing, `KeyError` for a label without a word.
     """
     kind: Any = AutoModelForTokenClassification if problem.by_word else AutoModelForSequenceClassification
     settings = AutoConfig.from_pretrained(config)

@@ -78,11 +78,10 @@ class Rung:
     seconds_per_token: float
 
 
-def ladder(menu: Menu, speedups: Mapping[int, float], costs: CostModel, budget: int, length: int) -> list[Rung]:
+def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]:
     """Rungs from the plain path alone to all of `menu`, each adding what is next faster.
 
-    `speedups` are the ideal ones that calibration predicted, escalations counted, by the width of a cascade. Seconds
-    are those of batches of `budget` tokens in samples of `length`.
+    Seconds are those of batches of `budget` tokens in samples of `length`.
     """
 
     def at(point: OperatingPoint) -> float:
@@ -94,7 +93,7 @@ def ladder(menu: Menu, speedups: Mapping[int, float], costs: CostModel, budget: 
     for cascade in menu.cascades:
         first = cascade.points[0]
         # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed.
-        rest = max(1 / speedups[cascade.width] - first.ideal_cost(layers), 0.0)
+        rest = max(menu.costs[cascade.width] - first.ideal_cost(layers), 0.0)
         choices.append((at(first) + plain * rest, cascade))
     rungs = [Rung(Menu((menu.plain,)), plain)]
     for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):

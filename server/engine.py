@@ -69,10 +69,10 @@ class _Launched:
             raise FloatingPointError("the model answered with NaN or infinity")
         return rows, confidences
 
-    def standing(self) -> dict[int, tuple[Outcome, Group, int]]:
-        """Where the states are of every member that is not on the plain path, by its position in the step."""
+    def standing(self, numbers: Sequence[int]) -> dict[int, tuple[Outcome, Group, int]]:
+        """Where the states are of every member that is not on the plain path, by its number among `numbers`."""
         return {
-            members[row]: (outcome, group, position)
+            numbers[members[row]]: (outcome, group, position)
             for members, outcome in self.outcomes
             for group in outcome.states
             for position, row in enumerate(group.members)
@@ -174,20 +174,15 @@ class Engine:
             rows, confidences = launched.scores()
             members = steps.step.members
             logits.update(zip(members, rows, strict=True))
-            standing = launched.standing()
+            standing = launched.standing(members)
             after = steps.advance(confidences.tolist())
-            onward = set() if after is None else set(after.members)
-            for position, number in enumerate(members):
-                if number not in onward and steps.audits(number):
-                    outcome, group, row = standing[position]
+            onward = {} if after is None else {number: standing.pop(number) for number in after.members}
+            for number, (outcome, group, row) in standing.items():
+                if steps.audits(number):
                     kept[number] = outcome.prefilled(group, row)
             if after is None:
                 break
-            positions = {number: position for position, number in enumerate(members)}
-            states = []
-            for number in after.members:
-                outcome, group, row = standing[positions[number]]
-                states.append(outcome.standing(group, row))
+            states = [outcome.standing(group, row) for outcome, group, row in onward.values()]
             launched = launch(self._collate(states, after.plan))
         scores = [logits[number] for number in range(len(logits))]
         activate = self._problem.activate

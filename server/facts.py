@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 from revmux_core.cascade import Quality
@@ -29,7 +31,7 @@ class ServedCascade(msgspec.Struct, frozen=True):
     ideal_speedup: float
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class Facts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A model that is loaded and warm, and what it is served with.
 
     `widths` ascend; `quality` is that of requests which name none; `loaded_at` is in seconds of the epoch. What was
@@ -54,7 +56,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int
     loaded_at: int
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """What the model answers."""
         return make_problem(self.problem_type, self.labels, self.thresholds, self.tolerance)

@@ -72,11 +72,10 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     device = next(classifier.parameters()).device
     layers = classifier.backbone.num_layers
     chosen = settings.choose_points(classifier.points, layers, manifest.measured_agreement)
-    speedups = {entry.width: entry.ideal_speedup for entry in manifest.cascades}
     menu = Menu(
         served_points(chosen, layers),
         served_cascades(settings.choose_cascades(bundle.cascades())),
-        costs={width: 1 / speedup for width, speedup in speedups.items()},
+        costs={entry.width: 1 / entry.ideal_speedup for entry in manifest.cascades},
     )
     classifier.executor.limit(menu.points)
     quality = _default_quality(settings, menu, manifest.name)
@@ -92,7 +91,7 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     engine = Engine(bundle, menu.points, device)
     timings = engine.warm_up(max_batch_tokens)
     length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
-    rungs = ladder(menu, speedups, CostModel.fit(timings), max_batch_tokens, length)
+    rungs = ladder(menu, CostModel.fit(timings), max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)
     if settings.width == "auto" and settings.point is None:
         adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)

@@ -44,7 +44,6 @@ class Steps:
     def __init__(self, samples: Sequence[Sample], plan: MuxPlan, menu: Menu) -> None:
         self._samples = samples
         self._menu = menu
-        self._levels = [0] * len(samples)
         self.step = Step(tuple(range(len(samples))), plan)
         self.points = [menu.plain] * len(samples)
         self.cascades: list[Cascade | None] = [None] * len(samples)
@@ -70,8 +69,7 @@ class Steps:
             cascade = self.cascades[number]
             if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
                 continue
-            self._levels[number] += 1
-            level = self._levels[number]
+            level = cascade.points.index(self.points[number]) + 1
             sample = self._samples[number]
             numbers.append(number)
             onward.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from revmux_core.problems.base import UNLABELLED, LabelCell, LabelError, Problem, ProblemType
+from revmux_core.problems.base import UNLABELLED, LabelCell, LabelError, Problem, ProblemType, is_labelled
 from revmux_core.problems.multi_label import MultiLabel, check_thresholds
 from revmux_core.problems.regression import Regression
 from revmux_core.problems.single_label import SingleLabel
@@ -20,6 +20,7 @@ __all__ = [
     "Regression",
     "SingleLabel",
     "TokenClassification",
+    "is_labelled",
     "make_problem",
 ]
 

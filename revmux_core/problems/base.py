@@ -107,6 +107,11 @@ class Problem(ABC):
         return (-1, len(self.labels)) if self.by_word else (len(self.labels),)
 
 
+def is_labelled(targets: np.ndarray) -> np.ndarray:
+    """Where `Problem.targets` say something, of their shape."""
+    return ~np.isnan(targets) if targets.dtype.kind == "f" else targets != UNLABELLED
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last dimension."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from revmux_core.plan import Tokens
-from revmux_core.problems.base import LabelCell, LabelError, Problem, ProblemType, class_index
+from revmux_core.problems.base import LabelCell, LabelError, Problem, ProblemType, class_index, is_labelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ class MultiLabel(Problem):
     def same(self) -> str:
         return "the plain model's set of labels, all of it"
 
-    @property
+    @cached_property
     def _cuts(self) -> list[float]:
         """The thresholds as logits."""
         return [math.log(threshold / (1 - threshold)) for threshold in self.thresholds]
@@ -73,7 +74,7 @@ class MultiLabel(Problem):
 
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """F1 over all decisions together, and the share of texts with exactly their labels (scikit-learn's names)."""
-        known = ~np.isnan(targets[:, 0])
+        known = is_labelled(targets)[:, 0]
         answers, targets = answers[known], targets[known]
         found, due = answers.sum() + targets.sum(), (answers * targets).sum()
         return {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from revmux_core.plan import Tokens
-from revmux_core.problems.base import LabelCell, LabelError, Problem, ProblemType, one_name
+from revmux_core.problems.base import LabelCell, LabelError, Problem, ProblemType, is_labelled, one_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class Regression(Problem):
         """Pearson's and Spearman's correlation with the labels, as GLUE reports STS-B; 0 where either is constant."""
         from scipy.stats import pearsonr, spearmanr
 
-        known = ~np.isnan(targets)
+        known = is_labelled(targets)
         pair = answers[known].astype(np.float64), targets[known].astype(np.float64)
         if len(pair[0]) < 2 or any(np.ptp(scores) == 0 for scores in pair):
             return dict.fromkeys(self.metrics, 0.0)

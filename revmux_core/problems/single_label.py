@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from revmux_core.plan import Tokens
-from revmux_core.problems.base import UNLABELLED, LabelCell, Problem, ProblemType, class_index, one_name, softmax
+from revmux_core.problems.base import (
+    UNLABELLED,
+    LabelCell,
+    Problem,
+    ProblemType,
+    class_index,
+    is_labelled,
+    one_name,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +57,7 @@ class SingleLabel(Problem):
         return np.array([UNLABELLED if index is None else index for index in own])
 
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        return {"accuracy": float((answers == targets)[targets != UNLABELLED].mean())}
+        return {"accuracy": float((answers == targets)[is_labelled(targets)].mean())}
 
     def answer(self, logits: Sequence[float], scores: Sequence[float], text: str, sample: Tokens) -> dict[str, Any]:
         return {"label": self.labels[scores.index(max(scores))], "probs": scores, "num_classes": len(scores)}

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from revmux_core.plan import Tokens
-from revmux_core.problems.base import UNLABELLED, LabelCell, LabelError, Problem, ProblemType, class_index, softmax
+from revmux_core.problems.base import (
+    UNLABELLED,
+    LabelCell,
+    LabelError,
+    Problem,
+    ProblemType,
+    class_index,
+    is_labelled,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +95,7 @@ class TokenClassification(Problem):
 
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Share of words that have their label, and the mean of the labels' F1 over those that occur."""
-        known = targets != UNLABELLED
+        known = is_labelled(targets)
         found, due = _as_wide(answers, targets)[known], targets[known]
         scores = [
             2 * ((found == index) & (due == index)).sum() / ((found == index).sum() + (due == index).sum())

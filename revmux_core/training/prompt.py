@@ -18,7 +18,7 @@ from revmux_core.backbones.words import PROMPT, set_prompt
 from revmux_core.batch import pad
 from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
-from revmux_core.problems import UNLABELLED
+from revmux_core.problems import is_labelled
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.loop import Schedule, train_loop
 from revmux_core.training.losses import labelled_loss
@@ -68,7 +68,7 @@ def train_prompt(
 ) -> tuple[Tensor, float]:
     """Gives the frozen model a soft prompt of `length` embeddings (Lester et al. 2021, arXiv 2104.08691) and trains it.
 
-    `samples` begin with the ids that stand for it; those whose label is `UNLABELLED` are left out. The prompt begins as
+    `samples` begin with the ids that stand for it; those without a label are left out. The prompt begins as
     common words of the samples. The learning rate is in units of the word embeddings' root mean square, which is 0.02
     in some models and 10 in others.
 
@@ -84,7 +84,7 @@ def train_prompt(
     prompt.requires_grad_(True)
     schedule = replace(schedule, learning_rate=schedule.learning_rate * float(initial.square().mean().sqrt()))
     targets = torch.from_numpy(labels)
-    labelled = torch.nonzero(targets != UNLABELLED).flatten().tolist()
+    labelled = np.flatnonzero(is_labelled(labels)).tolist()
 
     def loss_function(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
         indices = [labelled[position] for position in positions]

@@ -16,7 +16,7 @@ from revmux_core.backbones import view
 from revmux_core.backbones.base import freeze
 from revmux_core.batch import Words, pad
 from revmux_core.plan import Tokens
-from revmux_core.problems import UNLABELLED
+from revmux_core.problems import is_labelled
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.loop import Schedule, train_loop
 from revmux_core.training.losses import labelled_loss
@@ -59,8 +59,7 @@ def tune(
         _weight(tuned, name).requires_grad_(True)
     for name in backbone.head_modules:
         tuned.get_submodule(name).requires_grad_(True)
-    known = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != UNLABELLED
-    labelled = np.flatnonzero(known.reshape(len(targets), -1).any(axis=1)).tolist()
+    labelled = np.flatnonzero(is_labelled(targets).reshape(len(targets), -1).any(axis=1)).tolist()
     truth = torch.from_numpy(targets)
     special = torch.tensor(tokenizer.special_ids)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from revmux_core.problems import is_labelled
+
 _HELD_OUT = 10
 """One labelled text in so many is for thresholds, and no tuning sees it."""
 
@@ -16,7 +18,7 @@ _OCCURRENCES = 10
 
 def hold_out(targets: np.ndarray, seed: int) -> list[int]:
     """Which samples, of all that have labels, are for thresholds. `targets` are those of `MultiLabel`."""
-    labelled = np.flatnonzero(~np.isnan(targets[:, 0]))
+    labelled = np.flatnonzero(is_labelled(targets)[:, 0])
     return sorted(np.random.default_rng(seed).permutation(labelled)[: len(labelled) // _HELD_OUT].tolist())
 
 

@@ -11,7 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revmux_core.problems import LabelError, Problem, ProblemType, Regression, TokenClassification, make_problem
+from revmux_core.problems import (
+    LabelCell,
+    LabelError,
+    Problem,
+    ProblemType,
+    Regression,
+    TokenClassification,
+    make_problem,
+)
 from revmux_core.tokenization import Text, Tokens
 from revmux_core.training.losses import distillation, labelled_loss
 from revmux_core.training.thresholds import choose_thresholds, hold_out
@@ -135,16 +143,17 @@ def test_labels_are_read_as_files_spell_them() -> None:
     assert several.target("", "") == [0, 0, 0]
     assert number.target("-1e-1", "") == -0.1
     assert words.target("O positive", "a  film") == [(0, 1, 0), (3, 7, 3)]
-    for problem, label, problem_with_it in (
+    refused: list[tuple[Problem, LabelCell, str]] = [
         (single, "good", "none of negative, neutral, positive"),
         (single, ("positive", "neutral"), "list of labels"),
         (several, "positive,good", "'good'"),
         (number, "high", "no number"),
         (number, "nan", "finite"),
         (words, "O", "1 labels for 2 words"),
-    ):
+    ]
+    for problem, label, problem_with_it in refused:
         with pytest.raises(LabelError, match=problem_with_it):
-            problem.target(label, "a film")  # type: ignore[arg-type]
+            problem.target(label, "a film")
 
 
 def test_a_word_that_is_split_is_labelled_at_its_first_part() -> None:

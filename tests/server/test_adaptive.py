@@ -87,12 +87,13 @@ def test_a_lone_sample_after_a_pause_runs_plain() -> None:
 def test_the_ladder_goes_from_plain_to_everything() -> None:
     costs = CostModel({PLAIN: (0, 1e-4, 0), TWO: (0, 0.75e-4, 0), EXIT: (0, 0.5e-4, 0)})
     exits, two = Cascade((EXIT,), 0.9, LAYERS), Cascade((TWO,), 0.9, LAYERS)
-    menu = Menu((EXIT, PLAIN), (exits, two))
-    rungs = ladder(menu, {1: 1 / 0.6, 2: 1 / 0.8}, costs, BUDGET, 32)
+    expected = {1: 0.6, 2: 0.8}
+    menu = Menu((EXIT, PLAIN), (exits, two), costs=expected)
+    rungs = ladder(menu, costs, BUDGET, 32)
     assert [rung.menu for rung in rungs] == [
         Menu((PLAIN,)),
-        Menu((PLAIN,), (two,)),
-        Menu((PLAIN,), (exits, two)),
+        Menu((PLAIN,), (two,), costs=expected),
+        Menu((PLAIN,), (exits, two), costs=expected),
         menu,
     ]
     assert [rung.seconds_per_token for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
