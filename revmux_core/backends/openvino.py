@@ -101,19 +101,23 @@ class OpenVinoExecutor:
         return sum(packing.positions for packing in self._pack(lengths))
 
     def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        size = hidden.shape[2]
-        flat = hidden.reshape(-1, size)
-        output = torch.zeros_like(flat)
-        held = mask.flatten().nonzero().squeeze(1)
         lengths = mask.sum(dim=1).tolist()
+        held = mask.flatten().nonzero().squeeze(1)
+        flat, parts = hidden.flatten(0, 1), []
+        # Where every position of the batch stands in the rows. Padding reads the first one: what is there is arbitrary.
+        standing, before = torch.zeros(mask.numel(), dtype=torch.long), 0
         for packing in self._pack(lengths):
             own, places, segments = _layout(packing, lengths)
-            source = held[own]
-            packed = torch.zeros(packing.positions, size)
-            packed[places] = flat[source]
-            packed = self._run_pieces(packed.unflatten(0, (-1, packing.length)), segments, layers)
-            output[source] = packed.flatten(0, 1)[places]
-        return output.view_as(hidden)
+            # Padding of the rows too, as a NaN in it would spread through a mask.
+            source = held[:1].repeat(packing.positions)
+            source[places] = held[own]
+            standing[held[own]] = places + before
+            before += packing.positions
+            # One pass over the states on their way in and one on their way out, whatever is padded.
+            packed = flat.index_select(0, source).unflatten(0, (-1, packing.length))
+            parts.append(self._run_pieces(packed, segments, layers).flatten(0, 1))
+        packed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return packed.index_select(0, standing).view_as(hidden)
 
     def _pack(self, lengths: Sequence[int]) -> list[Packing]:
         return pack(lengths, 1 / (6 * self._backbone.hidden_size))
@@ -162,17 +166,23 @@ class OpenVinoExecutor:
         """`Multiplexer.multiplex`, of the positions that hold text only."""
         union = mask.amax(dim=1)
         held = union.flatten().nonzero().squeeze(1)
-        states = hidden.new_zeros(-(-len(held) // POSITION_STEP) * POSITION_STEP, hidden.shape[1], hidden.shape[3])
-        states[: len(held)] = hidden.transpose(1, 2).flatten(0, 1)[held]
+        rows, width, length = mask.shape
+        count = -(-len(held) // POSITION_STEP) * POSITION_STEP
+        # Composite `held // length` at position `held % length`, of each of its samples.
+        source = torch.zeros(count, width, dtype=torch.long)
+        first = held + held // length * length * (width - 1)
+        source[: len(held)] = first.unsqueeze(1) + torch.arange(width) * length
+        states = hidden.reshape(rows * width * length, -1).index_select(0, source.flatten()).unflatten(0, (count, width))
         if multiplexer not in self._programs:
             self._programs[multiplexer] = self._compile(_Mix(multiplexer), multiplexer.width)
         request, mixed = self._programs[multiplexer], torch.empty(len(states), hidden.shape[3])
         request.set_input_tensor(0, _shared(states))
         request.set_output_tensor(0, _shared(mixed))
         request.infer()
-        composite = hidden.new_zeros(union.numel(), hidden.shape[3])
-        composite[held] = mixed[: len(held)]
-        return composite.view(*union.shape, -1), union
+        # Padding reads the first position: what is there is arbitrary.
+        standing = torch.zeros(union.numel(), dtype=torch.long)
+        standing[held] = torch.arange(len(held))
+        return mixed.index_select(0, standing).view(*union.shape, -1), union
 
     def _compile(self, module: nn.Module, width: int = 1) -> ov.InferRequest:
         """`module` of hidden states `[R, T, d]` and a mask `[R, T]`; R is a multiple of `width`.
