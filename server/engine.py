@@ -19,6 +19,7 @@ from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
 from revmux_core.points import OperatingPoint
 from server.adaptive import CostModel, Timing
 from server.batcher import Scores
+from server.device_memory import DeviceMemory
 from server.settings import Settings, SettingsError
 from server.steps import Steps
 
@@ -150,6 +151,12 @@ class Engine:
         if not self.packs:
             self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
         return timings
+
+    def memory(self) -> DeviceMemory:
+        """The memory of the GPU. Raises `RuntimeError` where the driver does not answer."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        reserved, allocated = torch.cuda.memory_reserved(self._device), torch.cuda.memory_allocated(self._device)
+        return DeviceMemory(total, total - free, reserved, allocated)
 
     def close(self) -> None:
         self._thread.shutdown()

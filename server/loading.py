@@ -19,6 +19,7 @@ from revmux_core.tokenization import TextTokenizer
 from server.adaptive import AdaptiveMenu, CostModel, ladder
 from server.admission import QueueLimits
 from server.batcher import Batcher
+from server.device_memory import MemoryWatch
 from server.engine import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Engine, resolve_device
 from server.facts import Facts, ServedCascade, ServedPoint
 from server.guard import Audit, Guards
@@ -43,9 +44,13 @@ class Loaded:
     tokenizer: TextTokenizer
     batcher: Batcher
     engine: Engine
+    memory: MemoryWatch | None
+    """Of a GPU."""
 
     async def close(self) -> None:
         """Ends the device thread, after the batches that run."""
+        if self.memory is not None:
+            self.memory.close()
         await self.batcher.close()
         self.engine.close()
 
@@ -103,8 +108,13 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, speed, settings.mux_scope)
     facts = _describe(bundle, menu, quality, max_batch_tokens)
     metrics.describe_model(facts.name, facts.base, ",".join(map(str, facts.widths)))
-    metrics.predict_escalations({entry.width: entry.predicted_escalation_rate for entry in facts.cascades})
-    return Loaded(facts, bundle.tokenizer, batcher, engine)
+    if facts.certified_agreement is not None:
+        rates = {entry.width: entry.predicted_escalation_rate for entry in facts.cascades}
+        metrics.describe_cascades(facts.certified_agreement, rates)
+    memory = None
+    if device.type == "cuda":
+        memory = MemoryWatch(engine.memory, partial(metrics.observe_device_memory, facts.device))
+    return Loaded(facts, bundle.tokenizer, batcher, engine, memory)
 
 
 def _default_quality(settings: Settings, menu: Menu, name: str) -> Quality:

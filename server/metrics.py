@@ -13,6 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from revmux_core.cascade import Cascade
 from revmux_core.points import OperatingPoint
 from server.admission import Load
+from server.device_memory import DeviceMemory
 from server.guard import Audit
 from server.processes import ProcessTree
 
@@ -105,6 +106,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode=_LATEST,
         )
+        self.certified_agreement = Gauge(
+            "revmux_certified_agreement",
+            "Share of answers that a certified cascade promises to be the plain model's, by its mux width.",
+            ["mux_width"],
+            registry=registry,
+            multiprocess_mode=_LATEST,
+        )
         labels = ["mux_width", "quality"]
         self.shadow_answers = Counter(
             "revmux_shadow_answers",
@@ -138,6 +146,21 @@ class Metrics:
                 ("revmux_queue_tokens", "Tokens that wait for the device."),
             )
         )
+        self.device_memory = {
+            kind: Gauge(
+                f"revmux_device_memory_{kind}_bytes",
+                help_text,
+                ["device"],
+                registry=registry,
+                multiprocess_mode=_LATEST,
+            )
+            for kind, help_text in (
+                ("total", "Memory of the GPU."),
+                ("used", "What of it is used, by whomever."),
+                ("reserved", "What of it PyTorch holds for this server."),
+                ("allocated", "What of that tensors fill."),
+            )
+        }
         # Not of the type Info, which several processes cannot share; its text is the same.
         build = Gauge(
             "revmux_build_info", "The running server.", ["version"], registry=registry, multiprocess_mode=_LATEST
@@ -194,9 +217,16 @@ class Metrics:
         escalated = self._whole.get_sample_value("revmux_escalations_total", labels)
         return escalated / answered if answered and escalated is not None else None
 
-    def predict_escalations(self, rates: Mapping[int, float]) -> None:
-        """Exports the rates that calibration predicted, by mux width; counters of these widths start at 0."""
+    def observe_device_memory(self, device: str, memory: DeviceMemory) -> None:
+        """Exports a reading of the memory of the GPU named `device`."""
+        for kind, gauge in self.device_memory.items():
+            gauge.labels(device).set(getattr(memory, kind))
+
+    def describe_cascades(self, agreement: float, rates: Mapping[int, float]) -> None:
+        """Exports the agreement that calibration certified and the escalation rates that it predicted, by mux width;
+        counters of these widths start at 0."""
         for width, rate in rates.items():
+            self.certified_agreement.labels(width).set(agreement)
             self.predicted_escalation_rate.labels(width).set(rate)
             self.suspended.labels(width).set(0)
             self.guaranteed.labels(width)

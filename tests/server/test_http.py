@@ -127,6 +127,7 @@ def test_a_guaranteed_answer_is_escalated_where_it_is_not_sure(calibrated_path: 
         for cascade in info["cascades"]:
             assert abs(cascade["realised_escalation_rate"] - cascade["predicted_escalation_rate"]) < 0.3
             assert f'revmux_escalations_total{{mux_width="{cascade["width"]}"}}' in metrics
+            assert f'revmux_certified_agreement{{mux_width="{cascade["width"]}"}} 0.8' in metrics
     with running_server(lambda: bundle, width="max", shadow_share=1) as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         width = info["cascades"][0]["width"]
