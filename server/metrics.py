@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -146,7 +146,7 @@ class Metrics:
                 ("revmux_queue_tokens", "Tokens that wait for the device."),
             )
         )
-        self.device_memory = {
+        self._device_memory = {
             kind: Gauge(
                 f"revmux_device_memory_{kind}_bytes",
                 help_text,
@@ -176,6 +176,11 @@ class Metrics:
 
     def describe_model(self, name: str, base: str, widths: str) -> None:
         self._model.labels(name, base, widths).set(1)
+
+    def expect_failures(self, paths: Iterable[str]) -> None:
+        """Has the failed requests of `paths` start at 0: Prometheus sees no increase where a counter appears with 1."""
+        for path in paths:
+            self.requests.labels(path, 500)
 
     def observe_queue(self, load: Load) -> None:
         """Exports what waits for the device now."""
@@ -219,7 +224,7 @@ class Metrics:
 
     def observe_device_memory(self, device: str, memory: DeviceMemory) -> None:
         """Exports a reading of the memory of the GPU named `device`."""
-        for kind, gauge in self.device_memory.items():
+        for kind, gauge in self._device_memory.items():
             gauge.labels(device).set(getattr(memory, kind))
 
     def describe_cascades(self, agreement: float, rates: Mapping[int, float]) -> None:
