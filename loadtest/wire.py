@@ -28,7 +28,7 @@ class Wire:
     body: Callable[[Any], object]
     read: Callable[[Any], Reading]
 
-    def request(self, host: str, port: int, text: str | list[str]) -> bytes:
+    def request(self, host: str, port: int, text: str | list[str], api_key: str | None = None) -> bytes:
         """The whole HTTP/1.1 request."""
         body = json.dumps(self.body(text)).encode()
         head = (
@@ -36,6 +36,7 @@ class Wire:
             f"host: {host}:{port}",
             "content-type: application/json",
             f"content-length: {len(body)}",
+            *([] if api_key is None else [f"authorization: Bearer {api_key}"]),
         )
         return "\r\n".join((*head, "", "")).encode() + body
 

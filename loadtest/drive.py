@@ -1,0 +1,82 @@
+"""`python -m loadtest.drive`: load on a server that runs already, on this machine or in this network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from loadtest.client import MAX_CONNECTIONS, Client
+from loadtest.measure import Summary, generator_limits, summarize
+from loadtest.workload import DataError, Sample, read_samples, shuffled
+
+HEAD = ("in flight", "requests", "answers/s", "p50", "p95", "p99", "escalated", "errors")
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Sentences to send: .tsv, .csv or .txt.")],
+    port: Annotated[int, typer.Option(help="Port of the server on the loopback interface.")] = 8000,
+    seconds: Annotated[float, typer.Option(min=0.5, max=3600, help="Length of one run.")] = 20,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight; repeatable. Default: 1, 8 and 64."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LOADTEST_API_KEY", help="Key of a server that asks for one.")
+    ] = None,
+) -> None:
+    """Drive a server with the sentences of DATA, each number in flight in turn, and print a table of Markdown.
+
+    Exit codes: 0 done, 1 a request failed other than with 429 or 504 (too much load), 2 the data cannot be used.
+    """
+    try:
+        samples = read_samples(data)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print_row(HEAD)
+    print_row(["---:"] * len(HEAD))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failed = runner.run(drive(port, samples, concurrency or [1, 8, 64], seconds, api_key or None))
+    if failed:
+        print(f"error: {failed} requests failed; the table counts them by status", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+async def drive(port: int, samples: list[Sample], concurrencies: list[int], seconds: float, api_key: str | None) -> int:
+    """Prints a row a run; the number of requests that failed unexpectedly."""
+    failed = 0
+    async with Client(port, [sample.text for sample in samples], api_key=api_key) as client:
+        for seed, concurrency in enumerate(concurrencies):
+            run = await client.closed_loop(shuffled(len(samples), seed), concurrency, seconds)
+            summary = summarize(run, [None] * len(samples), {})
+            print_row(_cells(concurrency, summary))
+            for limit in generator_limits(summary):
+                print(f"warning: the load generator was a bottleneck: {limit}", file=sys.stderr)
+            failed += summary.unexpected_errors
+    return failed
+
+
+def _cells(concurrency: int, summary: Summary) -> list[str]:
+    times = [summary.p50_seconds, summary.p95_seconds, summary.p99_seconds]
+    escalated = summary.escalation_rate
+    return [
+        str(concurrency),
+        str(summary.requests),
+        f"{summary.throughput:.1f}",
+        *("-" if time is None else f"{1000 * time:.1f} ms" for time in times),
+        "-" if escalated is None else f"{escalated:.1%}",
+        ", ".join(f"{count} x {status}" for status, count in summary.errors.items()) or "0",
+    ]
+
+
+def print_row(cells: list[str] | tuple[str, ...]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
