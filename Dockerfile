@@ -3,7 +3,10 @@
 #
 # One base for CPUs and GPUs: CUDA's libraries come with torch's wheels, the driver's from the container runtime.
 # Any image with Python 3.11 or later and its venv module can take its place.
-ARG BASE_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+#
+# An exact version, not a digest: a tag can be moved. To pin the bytes too, append what your registry answers for it,
+# `docker buildx imagetools inspect python:VERSION`, as python:VERSION@sha256:...
+ARG BASE_IMAGE=python:3.11.16-slim-bookworm
 
 FROM ${BASE_IMAGE} AS python
 ENV PATH=/opt/revmux/bin:$PATH

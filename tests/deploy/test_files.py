@@ -67,3 +67,31 @@ def test_a_gpu_is_reserved_and_used(server_settings):
     (device,) = COMPOSE["services"]["server"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert server_settings.device == "cuda"
+
+
+def test_images_of_others_have_an_exact_version():
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    pulled = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+    assert len(pulled) == 2
+    for image in [base, *pulled]:
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(-[\w-]+)?", image), image
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_a_service_can_do_no_more_than_it_must(name):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["deploy"]["resources"]["limits"].keys() >= {"memory", "pids"}
+    if "build" in service:
+        # Every stage that is built ends as this user.
+        assert re.search(
+            rf"AS {service['build']['target']}\n(?:(?!^FROM )[^\n]*\n)*USER 10001:10001$", DOCKERFILE, re.MULTILINE
+        )
+    else:
+        assert not service["user"].startswith("0")
+    if service["restart"] != "no":
+        assert "healthcheck" in service
+    # Beyond this machine nobody is served who was not invited.
+    assert all(re.match(r"\$\{\w*PUBLISH:-127\.0\.0\.1:", port) for port in service.get("ports", []))
