@@ -58,6 +58,13 @@ def test_container_listens_where_it_is_published(server_settings):
     assert f"EXPOSE {server_settings.port}" in DOCKERFILE
 
 
+def test_every_setting_of_a_container_can_be_set():
+    in_compose = COMPOSE["services"]["server"]["environment"]
+    passed = {name.removeprefix(PREFIX).lower() for name in in_compose if name.startswith(PREFIX)}
+    # Where it listens is fixed in the image, and PyTorch is the one backend that is in it.
+    assert passed == Settings.model_fields.keys() - {"host", "port", "backend"}
+
+
 def test_stopping_leaves_time_to_drain(server_settings):
     grace = COMPOSE["services"]["server"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > server_settings.drain_timeout
