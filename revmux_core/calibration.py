@@ -272,5 +272,6 @@ def see(
         pooled.append(outcome.pooled[rows].float().cpu())
     back = torch.tensor(order).argsort()
     answers, problem = cat_logits(logits)[back], bundle.classifier.backbone.problem
-    agrees = problem.agree(problem.decide(answers.numpy()), reference[list(asked)])
-    return Seen(problem, answers, torch.cat(pooled)[back], torch.from_numpy(agrees))
+    pair = problem.decide(answers.numpy()), reference[list(asked)]
+    agrees, degree = torch.from_numpy(problem.agree(*pair)), torch.from_numpy(problem.degree(*pair))
+    return Seen(problem, answers, torch.cat(pooled)[back], agrees, degree)

@@ -38,8 +38,8 @@ class LearntConfidence(nn.Module):
         """Pooled states `[S, d]` and logits `[S, C]` to confidences `[S]`."""
         return self._score(self._features(pooled, logits)).sigmoid()
 
-    def fit(self, pooled: Tensor, logits: Tensor, agrees: Tensor) -> None:
-        """Learns from samples whose answers agree with the plain model's where `agrees` `[S]` is true."""
+    def fit(self, pooled: Tensor, logits: Tensor, degree: Tensor) -> None:
+        """Learns from samples whose answers agree with the plain model's to this `degree` `[S]` (`Problem.degree`)."""
         features = self._features(pooled, logits)
         with torch.no_grad():
             self.mean.copy_(features.mean(dim=0))
@@ -47,7 +47,7 @@ class LearntConfidence(nn.Module):
             self.linear.weight.zero_()
             self.linear.bias.zero_()
         optimizer = torch.optim.LBFGS(self.linear.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
-        truth = agrees.to(features.dtype)
+        truth = degree.to(features.dtype)
 
         def closure() -> Tensor:
             optimizer.zero_grad()

@@ -21,17 +21,18 @@ _THRESHOLDS = 200
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One point's answers: `logits` `[n, C]`, `[n, words, C]` where words are answered, `pooled` `[n, d]`, and whether
-    each is the plain model's, `[n]`."""
+    """One point's answers: `logits` `[n, C]`, `[n, words, C]` where words are answered, `pooled` `[n, d]`, whether each
+    agrees with the plain model's `[n]`, and to what `degree` (`Problem.degree`)."""
 
     problem: Problem
     logits: Tensor
     pooled: Tensor
     agrees: Tensor
+    degree: Tensor
 
     def take(self, rows: np.ndarray | slice) -> Seen:
         index = rows if isinstance(rows, slice) else torch.from_numpy(np.asarray(rows))
-        return Seen(self.problem, self.logits[index], self.pooled[index], self.agrees[index])
+        return Seen(self.problem, self.logits[index], self.pooled[index], self.agrees[index], self.degree[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def _by_itself(seen: Seen) -> np.ndarray:
 
 def _fitted(seen: Seen) -> LearntConfidence:
     score = LearntConfidence(seen.pooled.shape[1], seen.problem)
-    score.fit(seen.pooled, seen.logits, seen.agrees)
+    score.fit(seen.pooled, seen.logits, seen.degree)
     return score
 
 

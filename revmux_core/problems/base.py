@@ -63,6 +63,11 @@ class Problem(ABC):
     def agree(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Which texts `[S]` have the same answer in both."""
 
+    def degree(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """What a learnt confidence aims at: 1 where an answer agrees and 0 where it does not `[S]`, or in between where
+        a type knows how nearly."""
+        return self.agree(answers, reference).astype(np.float32)
+
     @abstractmethod
     def evidence(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """What a learnt confidence reads of logits, beside pooled states: two figures a text, `[S]` in float32."""

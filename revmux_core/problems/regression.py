@@ -43,6 +43,12 @@ class Regression(Problem):
     def agree(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return np.abs(answers - reference) <= self.tolerance
 
+    def degree(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """1 for the same score, 1/2 at the tolerance and 0 from twice of it on: a few hundred texts hold few scores that
+        differ by too much, and how far the others are off says as much."""
+        off = np.abs(answers - reference) / max(self.tolerance, np.finfo(np.float32).tiny)
+        return np.clip(1 - off / 2, 0, 1).astype(np.float32)
+
     def closeness(self, answers: np.ndarray, reference: np.ndarray) -> Mapping[str, float]:
         return {"mean_difference": float(np.abs(answers - reference).mean())}
 

@@ -59,7 +59,7 @@ def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
     pooled, logits = torch.randn(400, 16), torch.randn(400, 3)
     agrees = pooled[:, 3] > -0.5
     score = LearntConfidence(16, SingleLabel(("a", "b", "c")))
-    score.fit(pooled[:200], logits[:200], agrees[:200])
+    score.fit(pooled[:200], logits[:200], agrees[:200].float())
     confidence = score(pooled[200:], logits[200:])
     right = (confidence > 0.5) == agrees[200:]
     assert right.float().mean() > 0.9

@@ -90,6 +90,7 @@ def test_a_score_agrees_within_its_tolerance() -> None:
     answers = np.array([1.0, 1.25, 1.26, 0.75, 0.74])
     assert problem.agree(answers, np.ones(5)).tolist() == [True, True, False, True, False]
     assert problem.closeness(answers, np.ones(5)) == {"mean_difference": pytest.approx(0.204)}
+    assert problem.degree(np.array([1.0, 1.25, 1.5, 9.0]), np.ones(4)).tolist() == [1, 0.5, 0, 0]
     assert problem.answer([3.5], [3.5], "", NOTHING) == {
         "label": "score",
         "score": 3.5,
