@@ -5,7 +5,7 @@
 writes for each task `TASK-train.jsonl`, `TASK-calibrate.jsonl` and `TASK-test.jsonl`, no text in two of them:
 
 - `similarity`: STS-B as it is, a pair's score from 0 to 5; its development set is cut in two.
-- `intents`: one to three of CLINC150's texts in a row, whose labels are the intents of all of them; 60 intents of 150.
+- `intents`: one to three of CLINC150's texts in a row, whose labels are the intents of all of them; 20 intents of 150.
 - `truecasing`: sentences of QNLI and MRPC in lower case, and how each word was written: Capitalised, UPPER, or neither
   (O). It is a task with real labels for any amount of text, and no trivial one for an uncased model.
 
@@ -24,7 +24,7 @@ import numpy as np
 import typer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-INTENTS = 60
+INTENTS = 20
 ROUNDS = 3
 """How often training's texts are joined anew; the others are joined once, so that no two hold the same text."""
 

@@ -85,6 +85,10 @@ class Problem(ABC):
         """What `target` says of each sample, None where it has no label, as an array like the answers: `UNLABELLED`, or
         NaN among floats, where nothing is known."""
 
+    def prior(self, targets: np.ndarray) -> np.ndarray | None:
+        """Logits `[C]` that say what labels say on average, for a head to begin at; None where 0 is near enough."""
+        return None
+
     @abstractmethod
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """All of `metrics`, over what is labelled."""

@@ -72,6 +72,12 @@ class MultiLabel(Problem):
         unknown = [math.nan] * len(self.labels)
         return np.array([unknown if row is None else row for row in own], dtype=np.float32)
 
+    def prior(self, targets: np.ndarray) -> np.ndarray:
+        """The log odds of every label (Lin et al. 2017, arXiv 1708.02002, section 4.1): of many labels each is rare,
+        and a model that has to learn that first learns little else."""
+        held, known = np.nansum(targets, axis=0), (~np.isnan(targets[:, 0])).sum()
+        return np.log((held + 1) / (known - held + 1))
+
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """F1 over all decisions together, and the share of texts with exactly their labels (scikit-learn's names)."""
         known = is_labelled(targets)[:, 0]

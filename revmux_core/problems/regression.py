@@ -44,7 +44,7 @@ class Regression(Problem):
         return np.abs(answers - reference) <= self.tolerance
 
     def degree(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """1 for the same score, 1/2 at the tolerance and 0 from twice of it on: a few hundred texts hold few scores that
+        """1 for the same score, 1/2 at the tolerance and 0 from twice of it on: among a few hundred texts few scores
         differ by too much, and how far the others are off says as much."""
         off = np.abs(answers - reference) / max(self.tolerance, np.finfo(np.float32).tiny)
         return np.clip(1 - off / 2, 0, 1).astype(np.float32)
@@ -72,6 +72,9 @@ class Regression(Problem):
 
     def targets(self, own: Sequence[Any], samples: Sequence[Tokens]) -> np.ndarray:
         return np.array([math.nan if score is None else score for score in own], dtype=np.float32)
+
+    def prior(self, targets: np.ndarray) -> np.ndarray:
+        return np.nanmean(targets, keepdims=True)
 
     def measure(self, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Pearson's and Spearman's correlation with the labels, as GLUE reports STS-B; 0 where either is constant."""

@@ -46,7 +46,7 @@ def tune(
     `targets` are what labels say (`Problem.targets`); samples that have none are left out. The cut (a quarter of the
     rank for the embeddings) is the nearest one by singular values, in the form of LoRA (Hu et al. 2021, arXiv
     2106.09685); `docs/performance.md` compares it with LoRA from the start. `load` makes the untuned model, with a
-    head initialised at random.
+    head initialised at random, whose bias then begins at `Problem.prior`.
 
     Returns the model with its low-rank updates still apart, and the seconds it took. Raises `UnsupportedModelError` as
     `view` does.
@@ -59,6 +59,9 @@ def tune(
         _weight(tuned, name).requires_grad_(True)
     for name in backbone.head_modules:
         tuned.get_submodule(name).requires_grad_(True)
+    prior = backbone.problem.prior(targets)
+    if prior is not None:
+        _set_bias(tuned, backbone.head_modules, torch.from_numpy(prior))
     labelled = np.flatnonzero(is_labelled(targets).reshape(len(targets), -1).any(axis=1)).tolist()
     truth = torch.from_numpy(targets)
     special = torch.tensor(tokenizer.special_ids)
@@ -123,6 +126,14 @@ def low_rank(model: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PeftM
         head = cut.base_model.model.get_submodule(name).modules_to_save["default"]
         head.load_state_dict(tuned.get_submodule(name).state_dict())
     return cut
+
+
+def _set_bias(model: PreTrainedModel, heads: Sequence[str], bias: Tensor) -> None:
+    """Sets that of the last linear map of the head, where it has one."""
+    modules = [module for name in heads for module in model.get_submodule(name).modules()]
+    last = [module for module in modules if isinstance(module, nn.Linear)][-1]
+    if last.bias is not None:
+        last.bias.data.copy_(bias)
 
 
 def _on(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -201,6 +201,17 @@ def test_the_teacher_itself_is_the_best_student(problem: Problem) -> None:
     assert labelled_loss(problem, teacher, unknown) == 0
 
 
+def test_a_head_begins_at_what_labels_say_on_average() -> None:
+    several, number = PROBLEMS["multi_label_classification"], PROBLEMS["regression"]
+    targets = np.array([[1, 0, 0]] * 30 + [[1, 1, 0]] * 10 + [[math.nan] * 3], dtype=np.float32)
+    prior = several.prior(targets)
+    assert prior is not None
+    np.testing.assert_allclose(several.activate(prior), [41 / 42, 11 / 42, 1 / 42], rtol=1e-6)
+    mean = number.prior(np.array([1.0, 3.0, math.nan], dtype=np.float32))
+    assert mean is not None
+    assert mean.tolist() == [2.0]
+
+
 def test_thresholds_are_those_of_the_best_f1_on_what_tuning_did_not_see() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((400, 3)) < [0.5, 0.3, 0.01]).astype(np.float32)

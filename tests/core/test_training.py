@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from typer.testing import CliRunner
 from revmux_core.bundle import load_bundle
 from revmux_core.data import Example
 from revmux_core.errors import RevmuxError
+from revmux_core.manifest import read_manifest
+from revmux_core.problems import ProblemType
 from revmux_core.training import loop
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule
@@ -128,6 +132,90 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     assert report["partner_sensitivity"] == 0
     assert report["agreement_without_composite"] is None
     assert json.loads(run.invoke(app, f"info --bundle {out} --json".split()).stdout)["labels"] == ["bad", "good"]
+
+
+TASKS: dict[ProblemType, tuple[str, Callable[[int], Any], str]] = {
+    # The number of `very`s is told from the text's length; a word is an entity where it is the film's.
+    "regression": ("", lambda i: i % 5, "pearson"),
+    "multi_label_classification": (
+        "--labels bad,good,very",
+        lambda i: ["good" if i % 2 else "bad", *(["very"] if i % 5 else [])],
+        "micro_f1",
+    ),
+    "token_classification": (
+        "--labels O,GOOD,BAD",
+        lambda i: ["O", "GOOD" if i % 2 else "BAD", "O", *["O"] * (i % 5)],
+        "word_accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_type_of_task_is_trained_measured_and_calibrated(
+    kind: ProblemType, bare_encoder: Path, tmp_path: Path
+) -> None:
+    options, label, metric = TASKS[kind]
+    data, out = tmp_path / "train.jsonl", tmp_path / "mine"
+    rows = [{"text": example.text.strip(), "label": label(i)} for i, example in enumerate(EXAMPLES)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = CliRunner()
+    command = f"train --model {bare_encoder} --data {data} --out {out} --problem-type {kind} {options}"
+    command += " --width 2 --point n1-l3 --epochs 12 --learning-rate 4e-3 --batch-size 16 --ce 0.2"
+    command += " --task-epochs 12 --task-learning-rate 4e-3 --task-batch-size 16"
+    assert run.invoke(app, command.split(), catch_exceptions=False).exit_code == 0
+    manifest = read_manifest(out)
+    assert (manifest.problem_type, manifest.tuned) == (kind, True)
+    if kind == "regression":
+        assert (manifest.labels, manifest.tolerance) == (["score"], 0.2)
+    if kind == "multi_label_classification":
+        assert manifest.thresholds is not None
+        assert len(manifest.thresholds) == 3
+
+    for point, least in (("n1-l4", 0.9), ("n1-l3", 0.7)):
+        evaluated = run.invoke(app, f"eval --bundle {out} --data {data} --point {point} --draws 2 --json".split())
+        report = json.loads(evaluated.stdout)
+        assert report[f"plain_{metric}"] > 0.9
+        assert report[metric] > least
+    command = f"calibrate --bundle {out} --data {data} --target 0.7 --width 1 --json"
+    calibrated = json.loads(run.invoke(app, command.split(), catch_exceptions=False).stdout)
+    assert calibrated["cascades"][0]["agreement"] > 0.7
+    if kind == "regression":
+        assert calibrated["cascades"][0]["score"] == "learnt"
+    run.invoke(app, f"card --bundle {out} --data {data} --draws 2".split(), catch_exceptions=False)
+    card = (out / "README.md").read_text()
+    assert metric.replace("_", " ") in card
+    assert manifest.problem.same in card
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"problem_type": "regression"}, "'high' for a score, which is no number"),
+        ({"tolerance": 0.5}, "--tolerance is how far scores may differ"),
+        ({"problem_type": "token_classification", "method": "token-pool"}, "merges neighbouring tokens"),
+    ],
+)
+def test_settings_of_another_type_of_task_are_refused(
+    options: dict[str, object], message: str, bare_encoder: Path, tmp_path: Path
+) -> None:
+    labels = ["1.5", "high"] if options.get("problem_type") == "regression" else ["0", "1"]
+    examples = [Example(f"word{i}", label=labels[i % 2]) for i in range(20)]
+    with pytest.raises(RevmuxError, match=message):
+        train(recipe(bare_encoder, **options), examples, tmp_path / "bundle", "tiny")
+
+
+def test_a_classifier_keeps_its_own_type_of_task(task_bundle_paths: dict[ProblemType, Path], tmp_path: Path) -> None:
+    """Unlabelled text is enough to distil any; what only labels can say has to be named."""
+    base = task_bundle_paths["regression"] / "base"
+    texts = [Example(example.text) for example in EXAMPLES]
+    with pytest.raises(TrainingError, match="leave out --problem-type"):
+        train(recipe(base, problem_type="token_classification"), texts, tmp_path / "bundle", "tiny")
+    with pytest.raises(TrainingError, match="name a --tolerance"):
+        train(recipe(base), texts, tmp_path / "bundle", "tiny")
+    for kind, path in task_bundle_paths.items():
+        tolerance = 0.5 if kind == "regression" else None
+        train(recipe(path / "base", tolerance=tolerance), texts, tmp_path / kind, "tiny")
+        assert read_manifest(tmp_path / kind).problem_type == kind
 
 
 @pytest.mark.parametrize(

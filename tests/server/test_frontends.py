@@ -20,7 +20,8 @@ import pytest
 from conftest import running_server, wait_until
 
 from loadtest.processes import tree
-from revmux_core.bundle import Bundle
+from revmux_core.bundle import Bundle, load_bundle
+from revmux_core.problems import ProblemType
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="front ends need Linux")
 
@@ -309,3 +310,15 @@ def test_no_process_outlives_a_killed_supervisor(tiny_bundle_path: Path) -> None
         server.process.kill()
         wait_until(lambda: not any(map(alive, pids)), 5)
         assert not Path(folder).exists()
+
+
+def test_words_and_their_places_survive_the_way_between_processes(task_bundle_paths: dict[ProblemType, Path]) -> None:
+    path = task_bundle_paths["token_classification"]
+    text = "a  good film , not bad"
+    (expected,) = load_bundle(path).classify([text], 1)
+    with running(path) as server:
+        wait_until(lambda: server.ready, 60)
+        (item,) = server.client.post("/classify", json={"input": text, "quality": "exact"}).json()["data"]
+        assert expected.entities is not None
+        found = [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in item["entities"]]
+        assert found == [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in expected.entities]
