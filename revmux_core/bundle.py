@@ -168,11 +168,12 @@ def load_bundle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: BackendName = "torch",
+    sharded: bool = False,
 ) -> Bundle:
     """Loads a bundle by folder, or by the name of a built-in one, and checks every hash.
 
     The base model is looked for at `base` (a folder), as `find_base` describes. `dtype` is the precision of the matrix
-    products.
+    products. Where it is `sharded` the base model is spread over all GPUs, of which `device` is the first.
 
     Raises `BundleError` for a bundle that is missing, truncated, altered or too new, or whose base cannot be found;
     `RevmuxError` where `backend` is not installed or does not run on this device.
@@ -202,7 +203,7 @@ def load_bundle(
             AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens, prompt, backbone.problem.by_word
         )
         classifier = MuxClassifier(backbone, adapters)
-        use_backend(classifier, backend, torch.device(device), dtype)
+        use_backend(classifier, backend, torch.device(device), dtype, sharded)
         precision = classifier.executor.precision
         calibrated = manifest.calibrations
         manifest = manifest.run_by(backend, precision)

@@ -127,24 +127,27 @@ def random_classifier(
     dtype: torch.dtype,
     backend: BackendName = "torch",
     classes: int = 2,
+    sharded: bool = False,
 ) -> MuxClassifier:
     """An untrained classifier of `classes` labels with points of `widths` that share all layers from `prefill` on.
 
-    Its weights are made where and as they are used. Raises `RevmuxError` for a width or a prefill that does not fit the
-    shape, and for a shape whose weights do not fit the device's memory.
+    Its weights are made where and as they are used; those that are to be `sharded` over all GPUs, on the CPU. Raises
+    `RevmuxError` for a width or a prefill that does not fit the shape, and for a shape whose weights do not fit the
+    device's memory.
     """
     made = dtype if backend == "torch" else torch.float32
-    needed, held = shape.weights * made.itemsize, memory_bytes(device)
+    birthplace = torch.device("cpu") if sharded else device
+    needed, held = shape.weights * made.itemsize, memory_bytes(birthplace)
     if needed > held:
         raise RevmuxError(
-            f"the weights take {needed / 1e9:.1f} GB in {str(made).removeprefix('torch.')}, the {device.type} has "
+            f"the weights take {needed / 1e9:.1f} GB in {str(made).removeprefix('torch.')}, the {birthplace.type} has "
             f"{held / 1e9:.1f} GB: choose a smaller --shape, a narrower --dtype or another --device"
         )
     torch.manual_seed(0)
     config = shape.config()
     config.num_labels = classes
     setattr(config, LABEL_WORDS, list(range(1, classes + 1)))
-    with torch.device(device):
+    with birthplace:
         backbone = view(_MODELS[shape.family].from_config(config, dtype=made))
     adapters = {}
     for width in widths:
@@ -152,7 +155,7 @@ def random_classifier(
         multiplexer = make_multiplexer(DEFAULT_METHOD, width, shape.hidden)
         adapters[point] = make_adapters(backbone, point, multiplexer, delta_rank=0)
     classifier = MuxClassifier(backbone, adapters)
-    use_backend(classifier, backend, device, dtype)
+    use_backend(classifier, backend, device, dtype, sharded)
     return classifier
 
 

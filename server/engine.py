@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from revmux_core.backends import SHARDED
 from revmux_core.batch import MuxBatch, Prefilled, cat_logits, collate
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Outcome
@@ -221,7 +222,7 @@ class Engine:
 
 def resolve_device(settings: Settings) -> torch.device:
     """The device to serve on. Raises `SettingsError` for one that this machine or this PyTorch lacks."""
-    if settings.device == "auto":
+    if settings.device in ("auto", SHARDED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(settings.device)

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from revmux_core.backends import SHARDED
 from revmux_core.backends.select import choose_dtype
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.cascade import Quality
@@ -62,7 +63,8 @@ def bundle_reader(settings: Settings) -> Callable[[], Bundle]:
     """
     device = resolve_device(settings)
     dtype = choose_dtype(settings.dtype, settings.backend, device)
-    return partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend)
+    sharded = settings.device == SHARDED
+    return partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend, sharded)
 
 
 def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics) -> Loaded:

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         "torch",
         description="What runs the layers: torch, inductor (torch.compile), or openvino on a CPU (an extra).",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, or sharded: the layers spread over all GPUs.")
     dtype: DtypeName = Field(
         "auto",
         description="Precision of the matrix products: float32, bfloat16 or int8 (openvino only); auto: bfloat16 "

@@ -39,7 +39,11 @@ def words_problem(model: PreTrainedModel) -> Problem:
 def score_words(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Logits `[S, C]` of the label words alone, from the states `[S, d]` that the language model head reads."""
     head: Any = model.get_output_embeddings()
-    return F.linear(states, head.weight[label_words(model)])
+    words = label_words(model)
+    if head.weight.is_meta:
+        # A sharded model's, and offloaded: only its own call fetches it.
+        return head(states)[:, words]
+    return F.linear(states.to(head.weight.device), head.weight[words])
 
 
 def set_prompt(model: PreTrainedModel, prompt: Tensor) -> None:

@@ -7,5 +7,8 @@ from typing import Literal
 
 BackendName = Literal["torch", "inductor", "openvino"]
 
+SHARDED = "sharded"
+"""What stands for a device where layers are spread over all GPUs."""
+
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 """Precision of the matrix products; auto is `select.default_dtype`."""

@@ -31,13 +31,26 @@ def choose_dtype(name: DtypeName, backend: BackendName, device: torch.device) ->
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def use_backend(classifier: MuxClassifier, backend: BackendName, device: torch.device, dtype: torch.dtype) -> None:
+def use_backend(
+    classifier: MuxClassifier, backend: BackendName, device: torch.device, dtype: torch.dtype, sharded: bool = False
+) -> None:
     """Moves `classifier` to `device` and has `backend` run its layers and multiplexers in `dtype`.
 
-    Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Raises
-    `RevmuxError` where the backend is not installed, or for a device or a family that it does not run. What Inductor
-    lacks, a C++ compiler for one, shows when it first compiles.
+    Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Where it is
+    `sharded` the frozen layers are spread over all GPUs and `device` is the first. Raises `RevmuxError` where the
+    backend is not installed, or for a device or a family that it does not run. What Inductor lacks, a C++ compiler for
+    one, shows when it first compiles.
     """
+    if sharded:
+        if backend != "torch":
+            raise RevmuxError(f"a sharded model runs in PyTorch, not with the backend {backend}: use the backend torch")
+        from revmux_core.sharding import adapter_bytes, shard
+
+        classifier.to(dtype=dtype)
+        classifier.adapters.to(device)
+        classifier.backbone = shard(classifier.backbone, adapter_bytes(classifier.adapters, dtype))
+        classifier.executor = EagerExecutor(classifier.backbone)
+        return
     if backend == "torch":
         classifier.to(device=device, dtype=dtype)
         classifier.executor = EagerExecutor(classifier.backbone)

@@ -32,6 +32,7 @@ from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import MultiLabel, Problem, ProblemType, Regression, make_problem
 from revmux_core.saving import save_bundle, save_task
+from revmux_core.sharding import adapter_bytes, shard
 from revmux_core.tokenization import Tokenizer
 from revmux_core.training.adapters import train_adapters
 from revmux_core.training.cache import compute_states
@@ -101,13 +102,15 @@ def train(
     base: Path | None = None,
     device: torch.device | None = None,
     provenance: dict[str, Any] | None = None,
+    sharded: bool = False,
 ) -> None:
     """Trains a bundle into the folder `out`; checkpoints and metrics go to `OUT.work` beside it.
 
     A model that already classifies is frozen as it is; a bare one is first tuned on the labelled examples, and a
     language model gets a soft prompt from them (`Recipe`). The same call after a kill goes on from the last checkpoint,
     and a fixed seed on one machine repeats the run.
-    `provenance` (the command, the data's name and licence) is stored as it is.
+    `provenance` (the command, the data's name and licence) is stored as it is. Where it is `sharded` the frozen model
+    is spread over all GPUs, of which `device` is the first.
 
     Raises `TrainingError` for settings that do not fit the model, the data or an earlier run in the same place, and
     what `find_base` and `view` raise.
@@ -126,7 +129,8 @@ def train(
     load = partial(load_model, found.folder, found.folder, problem, verbalizer)
     model = load()
     backbone = view(model)
-    nn.Module.to(model, device)
+    if not sharded:
+        nn.Module.to(model, device)
     max_tokens = min(recipe.max_tokens, backbone.max_tokens)
     if prompt_tokens >= max_tokens:
         raise TrainingError(f"a soft prompt of {prompt_tokens} tokens leaves no room for text in {max_tokens}")
@@ -149,10 +153,16 @@ def train(
         raise TrainingError(f"{recipe.model} is a bare model: tuning it needs labelled text (--label-column)")
     if targets is None and prompt_tokens:
         raise TrainingError("a soft prompt needs labelled text (--label-column): or leave it out, --prompt-tokens 0")
+    if sharded and (kind == "bare" or recipe.delta_rank):
+        raise TrainingError("tuning a bare model and --delta-rank change layers, which a sharded model keeps frozen")
     # Only now, so that settings which were refused leave nothing behind that is in the way of better ones.
     _same_run(work, recipe, examples)
     seconds = {}
     held_out = hold_out(targets, recipe.seed) if isinstance(problem, MultiLabel) and targets is not None else []
+    if sharded:
+        # Beside an adapter its gradient and AdamW's two moments.
+        held = sum(adapter_bytes(multiplexer, torch.float32) for multiplexer in multiplexers.values())
+        backbone = shard(backbone, 4 * held)
 
     task: PeftModel | None = None
     prompt: Tensor | None = None

@@ -13,12 +13,12 @@ from server.cli.common import (
     BackendOption,
     BaseOption,
     BundleOption,
-    DeviceOption,
     DtypeOption,
     JsonOption,
+    PlaceOption,
     TextColumn,
     load,
-    pick_device,
+    pick_place,
     print_report,
     read,
 )
@@ -55,7 +55,7 @@ def bench(
     batch_tokens: Annotated[
         list[int] | None, typer.Option(help="Padded tokens a batch; repeatable. Default: 4096.", min=1)
     ] = None,
-    device: DeviceOption = "auto",
+    device: PlaceOption = "auto",
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
     as_json: JsonOption = False,
@@ -79,13 +79,13 @@ def bench(
         report = {"bundle": loaded.manifest.name, "samples": len(samples)}
         print_report(report | _time(loads, points, rounds), as_json)
         return
-    size, place = shape_of(shape), pick_device(device)
+    size, (place, sharded) = shape_of(shape), pick_place(device)
     precision = choose_dtype(dtype, backend, place)
     widths = sorted({*(width or WIDTHS)} - {1})
     first = size.num_layers // 2 if prefill is None else prefill
     loads = []
     for labels in classes or [2]:
-        classifier = random_classifier(size, widths, first, place, precision, backend, labels)
+        classifier = random_classifier(size, widths, first, place, precision, backend, labels, sharded)
         for tokens in length or [128]:
             # One batch of the largest kind, which holds a composite of every width.
             samples = random_tokens(max(max(batches) // tokens, *widths, 1), tokens)

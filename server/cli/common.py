@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revmux_core.backends import BackendName, DtypeName
+from revmux_core.backends import SHARDED, BackendName, DtypeName
 from revmux_core.errors import RevmuxError
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Precision of the matrix products; auto is what serving takes."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PlaceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, or sharded: the layers spread over all GPUs.")
+]
 
 
 def read(path: Path, text: str | None, pair: str | None, label: str | None) -> list[Any]:
@@ -48,8 +51,8 @@ def load(bundle: str | Path, base: Path | None, device: str, dtype: DtypeName, b
     from revmux_core.backends.select import choose_dtype
     from revmux_core.bundle import load_bundle
 
-    place = pick_device(device)
-    return load_bundle(bundle, base, place, choose_dtype(dtype, backend, place), backend)
+    place, sharded = pick_place(device)
+    return load_bundle(bundle, base, place, choose_dtype(dtype, backend, place), backend, sharded)
 
 
 def reference_answers(
@@ -61,6 +64,12 @@ def reference_answers(
     in_float32 = next(loaded.classifier.parameters()).dtype.itemsize == 4
     as_it_is = loaded if in_float32 else load(bundle, base, device, "float32", "torch")
     return plain_answers(as_it_is.classifier, samples, loaded.tokenizer.pad_id)
+
+
+def pick_place(name: str) -> tuple[Any, bool]:
+    """A device, and whether it is the first of several that share a model's layers."""
+    sharded = name == SHARDED
+    return pick_device("auto" if sharded else name), sharded
 
 
 def pick_device(name: str) -> Any:

@@ -14,11 +14,11 @@ from revmux_core.problems import ProblemType
 from server.cli.common import (
     BaseOption,
     DataOption,
-    DeviceOption,
     LabelColumn,
     PairColumn,
+    PlaceOption,
     TextColumn,
-    pick_device,
+    pick_place,
     read,
 )
 from server.cli.measure import measure
@@ -95,7 +95,7 @@ def train(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Fixes initial values, order, partners and dropout.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    device: DeviceOption = "auto",
+    device: PlaceOption = "auto",
 ) -> None:
     """Train adapters around a frozen classifier and write a bundle; run again to go on after a kill."""
     from revmux_core.training.loop import Schedule
@@ -130,7 +130,8 @@ def train(
     provenance = {"command": shlex.join(["revmux", *sys.argv[1:]]), "data": data.name}
     if data_licence is not None:
         provenance["licence"] = data_licence
-    run(recipe, examples, out, name or out.name, base, pick_device(device), provenance)
+    place, sharded = pick_place(device)
+    run(recipe, examples, out, name or out.name, base, place, provenance, sharded)
     if held_out is not None and eval_data is not None:
         measure(out, base, held_out, str(eval_data.name), draws=10)
     typer.echo(f"wrote {out}")
