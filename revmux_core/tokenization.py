@@ -23,6 +23,14 @@ Text = tuple[str, str | None]
 """One text, or the two texts of a pair."""
 
 
+class TextError(RevmuxError):
+    """A text that no model can be asked about; the message says which one and what to change."""
+
+
+class EmptyTextError(TextError):
+    """A text of which the tokenizer leaves nothing."""
+
+
 class PairError(RevmuxError):
     """A pair of texts where only single ones can be answered."""
 
@@ -32,16 +40,26 @@ class TextTokenizer:
 
     It cuts over-long texts itself, since the Rust tokenizer holds its truncation length as shared state: setting it
     for one caller would change, or panic under, another. `segmented` models tell the two texts of a pair apart. With
-    `by_word` tokens say where words are.
+    `by_word` tokens say where words are. `unknown_id` stands for what the vocabulary has no token for; None: it has one
+    for every byte.
     """
 
-    def __init__(self, backend: RustTokenizer, segmented: bool, max_tokens: int, by_word: bool = False) -> None:
+    def __init__(
+        self,
+        backend: RustTokenizer,
+        segmented: bool,
+        max_tokens: int,
+        by_word: bool = False,
+        unknown_id: int | None = None,
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._special = {pair: backend.num_special_tokens_to_add(pair) for pair in (False, True)}
         self.segmented = segmented
         self.max_tokens = max_tokens
         self.by_word = by_word
+        self.unknown_id = unknown_id
 
     def to_json(self) -> str:
         """The Rust tokenizer, for `RustTokenizer.from_str`."""
@@ -50,14 +68,42 @@ class TextTokenizer:
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """Encodes `(text, pair or None)` items whole, special tokens included.
 
-        Raises `PairError` for a pair where words are answered: which text's they are could not be told.
+        Raises `PairError` for a pair where words are answered: which text's they are could not be told. Raises
+        `TextError` for half of a surrogate pair, and `EmptyTextError` for a text of which no token is left, such as one
+        of control or zero-width characters only: some families would have nothing at all to answer about.
         """
-        if self.by_word:
-            if any(pair is not None for _, pair in texts):
-                raise PairError("token classification takes single texts, not pairs")
-            # The fast one does not say where in the text a token stands.
-            return self._backend.encode_batch([text for text, _ in texts])
-        return self._backend.encode_batch_fast([text if pair is None else (text, pair) for text, pair in texts])
+        if self.by_word and any(pair is not None for _, pair in texts):
+            raise PairError("token classification takes single texts, not pairs")
+        # The fast one does not say where in the text a token stands.
+        encode = self._backend.encode_batch if self.by_word else self._backend.encode_batch_fast
+        try:
+            encodings = encode([text if pair is None else (text, pair) for text, pair in texts])
+        except TypeError:
+            # Of strings only these cannot be handed to Rust.
+            for item, text in enumerate(texts):
+                if any("\ud800" <= character <= "\udfff" for part in text for character in part or ""):
+                    raise TextError(
+                        f"input {item} has half of a surrogate pair (U+D800 to U+DFFF), which is no character: send "
+                        "whole characters"
+                    ) from None
+            raise
+        for item, (encoding, (_, pair)) in enumerate(zip(encodings, texts, strict=True)):
+            own = len(encoding) - self._special[pair is not None]
+            if own == 0 or (pair is not None and encoding.sequence_ids.count(1) in (0, own)):
+                raise EmptyTextError(
+                    f"input {item} is empty to this model, whose tokenizer drops all that is in it (control and "
+                    "zero-width characters, combining marks alone, ...): send a text"
+                )
+        return encodings
+
+    def least_tokens(self, text: Text) -> int:
+        """The special tokens that a text, or pair of texts, gets, and one of each text's own."""
+        pair = text[1] is not None
+        return self._special[pair] + 1 + pair
+
+    def unknown(self, tokens: Tokens) -> int:
+        """How many tokens stand for something that the vocabulary lacks."""
+        return 0 if self.unknown_id is None else tokens.ids.count(self.unknown_id)
 
     def cut(self, encoding: Encoding, max_tokens: int) -> Tokens:
         """The encoding as tokens, at most `max_tokens` of them; special tokens always stay.
@@ -85,7 +131,7 @@ class TextTokenizer:
         return Tokens(ids, type_ids if self.segmented else None, words, spans)
 
     def __call__(self, texts: Sequence[Text]) -> list[Tokens]:
-        """Encodes and cuts to the backbone's limit."""
+        """Encodes and cuts to the backbone's limit. Raises as `encode` does."""
         return [self.cut(encoding, self.max_tokens) for encoding in self.encode(texts)]
 
 
@@ -108,7 +154,8 @@ class Tokenizer(TextTokenizer):
         backend = tokenizer.backend_tokenizer
         if prompt_ids:
             backend = _with_prompt(backend, list(prompt_ids))
-        super().__init__(backend, "token_type_ids" in tokenizer.model_input_names, max_tokens, by_word)
+        segmented = "token_type_ids" in tokenizer.model_input_names
+        super().__init__(backend, segmented, max_tokens, by_word, tokenizer.unk_token_id)
         # Llama has none; what stands at padded positions is hidden from all others.
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.mask_id: int | None = tokenizer.mask_token_id

@@ -109,7 +109,8 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
     # The model lasts: what collects garbage need not look at all of it again and again.
     gc.collect()
     gc.freeze()
-    hello = Hello(loaded.facts, loaded.tokenizer.to_json(), loaded.tokenizer.segmented)
+    tokenizer = loaded.tokenizer
+    hello = Hello(loaded.facts, tokenizer.to_json(), tokenizer.segmented, tokenizer.unknown_id)
     server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
     line.report(ready=loaded.facts.name)
     await stopping.wait()

@@ -40,6 +40,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=3):
     facts: Facts
     tokenizer: str
     segmented: bool
+    unknown_id: int | None
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag=4):

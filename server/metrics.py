@@ -75,6 +75,11 @@ class Metrics:
             buckets=_POWERS,
             registry=registry,
         )
+        self.unknown_tokens = Counter(
+            "revmux_unknown_tokens",
+            "Tokens of answered inputs that the model's vocabulary lacks: other languages and scripts, emoji.",
+            registry=registry,
+        )
         self.padded_tokens = Counter(
             "revmux_padded_tokens", "Positions that were computed, padding among them.", registry=registry
         )

@@ -158,8 +158,8 @@ class Remote:
 
 
 def _tokenizer_of(hello: Hello) -> TextTokenizer:
-    rust = RustTokenizer.from_str(hello.tokenizer)
-    return TextTokenizer(rust, hello.segmented, hello.facts.max_tokens, hello.facts.problem.by_word)
+    rust, facts = RustTokenizer.from_str(hello.tokenizer), hello.facts
+    return TextTokenizer(rust, hello.segmented, facts.max_tokens, facts.problem.by_word, hello.unknown_id)
 
 
 def _engine_lost() -> Unavailable:

@@ -164,6 +164,9 @@ class _Item(BaseModel):
     )
     point: str = Field(description="The operating point that answered, see `/info`.")
     escalated: bool = Field(description="Whether it was escalated to the plain path.")
+    unknown_tokens: int = Field(
+        description="Tokens that stand for what the model's vocabulary lacks: where many do, the answer is a guess."
+    )
 
 
 class Classification(_Item):

@@ -71,10 +71,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A request's answers, the tokens that they took, text by text, and what gave them."""
+    """A request's answers, text by text the tokens that they took and how many of those stand for what the vocabulary
+    lacks, and what gave them."""
 
     answers: Answers
     samples: Sequence[Tokens]
+    unknown: Sequence[int]
     facts: Facts
 
 
@@ -230,4 +232,6 @@ class Service:
             watch.stop()
             model.batcher.withdraw(pending)
         self.metrics.queue_duration.observe(answers.queue_seconds)
-        return Result(answers, samples, model.facts)
+        unknown = list(map(model.tokenizer.unknown, samples))
+        self.metrics.unknown_tokens.inc(sum(unknown))
+        return Result(answers, samples, unknown, model.facts)

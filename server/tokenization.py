@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from revmux_core.plan import Tokens
-from revmux_core.tokenization import PairError, Text, TextTokenizer
-from server.errors import InvalidRequest, QueueFull
+from revmux_core.tokenization import EmptyTextError, PairError, Text, TextTokenizer
+from server.errors import EmptyInput, InvalidRequest, QueueFull
 
 INLINE_CHARACTERS = 8192
 """Characters up to which a request is tokenized on the event loop: milliseconds at most, and a hand-over to a
@@ -33,6 +33,10 @@ class RequestTokenizer:
     def max_tokens(self) -> int:
         return self._tokenizer.max_tokens
 
+    def unknown(self, tokens: Tokens) -> int:
+        """How many tokens stand for something that the vocabulary lacks."""
+        return self._tokenizer.unknown(tokens)
+
     def is_quick(self, texts: Sequence[Text]) -> bool:
         """Whether `texts` may be tokenized where they are."""
         return sum(len(text) + len(pair or "") for text, pair in texts) <= INLINE_CHARACTERS
@@ -40,8 +44,9 @@ class RequestTokenizer:
     def tokenize(self, texts: Sequence[Text], max_tokens: int | None, truncate: bool) -> list[Tokens]:
         """Tokens of every text, at most `max_tokens` each (None: the model's limit).
 
-        Raises `InvalidRequest` for a longer text where `truncate` is false, for a `max_tokens` beyond the model's, or
-        for a pair where words are answered.
+        Raises `InvalidRequest` for a longer text where `truncate` is false, for a `max_tokens` beyond the model's or
+        one that leaves no room for text, for a text of which the tokenizer leaves nothing, or for a pair where words
+        are answered.
         """
         limit = self.max_tokens if max_tokens is None else max_tokens
         if limit > self.max_tokens:
@@ -50,8 +55,17 @@ class RequestTokenizer:
                 "lower it, or send -1 for the model's limit",
                 param="truncate_prompt_tokens",
             )
+        least = max((self._tokenizer.least_tokens(text) for text in texts), default=0)
+        if limit < least:
+            raise InvalidRequest(
+                f"`truncate_prompt_tokens` is {limit}, which the tokens that every text gets leave nothing of: send "
+                f"{least} or more",
+                param="truncate_prompt_tokens",
+            )
         try:
             encodings = self._tokenizer.encode(texts)
+        except EmptyTextError as error:
+            raise EmptyInput(str(error)) from error
         except PairError as error:
             raise InvalidRequest(f"{error}: leave out `text_pair`", param="text_pair") from None
         if not truncate:

@@ -29,8 +29,8 @@ async def classify(request: Request) -> Response:
     result = await service.classify(_work(query, tenant), request.receive)
     problem = result.facts.problem
     data = []
-    for index, (answer, (text, _), sample) in enumerate(
-        zip(result.answers.items, query.input, result.samples, strict=True)
+    for index, (answer, (text, _), sample, unknown) in enumerate(
+        zip(result.answers.items, query.input, result.samples, result.unknown, strict=True)
     ):
         scores = answer.logits if query.use_activation is False else answer.probs
         data.append(
@@ -40,6 +40,7 @@ async def classify(request: Request) -> Response:
                 "mux_width": answer.point.width,
                 "point": answer.point.name,
                 "escalated": answer.escalated,
+                "unknown_tokens": unknown,
             }
         )
     tokens = sum(map(len, result.samples))

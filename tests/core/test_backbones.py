@@ -143,6 +143,26 @@ def test_a_token_head_reads_every_position_as_the_untouched_model_does(family: s
     assert backbone.head_modules == ["classifier"]
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_texts_as_long_as_the_model_takes_are_answered_beside_short_ones(family: str) -> None:
+    """The longest that an encoder's table of positions holds, or 512 tokens, and a text of 5: each as the untouched
+    model does alone."""
+    model = make(family)
+    backbone = view(model)
+    length = min(backbone.max_tokens, 512)
+    ids = torch.randint(5, 50, (2, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    padded = slice(0, length - 5) if backbone.padding_side == "left" else slice(5, length)
+    mask[1, padded] = 0
+    ids = ids.masked_fill(mask == 0, backbone.model.config.pad_token_id or 0)
+    with torch.inference_mode():
+        logits = run(backbone, ids, mask, 1)
+        alone = [
+            untouched(family, model, input_ids=row[own.bool()][None])[0] for row, own in zip(ids, mask, strict=True)
+        ]
+    torch.testing.assert_close(logits, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral-words", "qwen2", "qwen3-words"])
 def test_hidden_states_of_decoders_are_those_of_the_untouched_model_bit_for_bit(family: str) -> None:
     model = make(family)
@@ -214,7 +234,8 @@ def test_a_composite_holds_its_samples_and_nothing_that_is_padded(family: str) -
     with torch.inference_mode():
         expected = answers(ids, mask)
         assert expected.shape == (4, backbone.hidden_size)
-        torch.testing.assert_close(answers(*stretch(backbone, ids, mask, 5)), expected, atol=1e-4, rtol=1e-4)
+        for more in (5, 500):
+            torch.testing.assert_close(answers(*stretch(backbone, ids, mask, more)), expected, atol=1e-4, rtol=1e-4)
         changed = ids.clone()
         changed[0, 4] += 1
         changed = answers(changed, mask)

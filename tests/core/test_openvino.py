@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revmux_core.backends.select import choose_dtype
-from revmux_core.batch import make_mask
+from revmux_core.batch import collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
+from revmux_core.plan import Group, MuxPlan
 from tests.tiny import assert_same_answers, random_samples
 
 
@@ -47,6 +48,20 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
     compiled.classifier.executor.limit([reference.plain])
     assert_same_answers(compiled, reference, [reference.plain])
     compiled.classifier.executor.limit(reference.points)
+
+
+def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch() -> None:
+    """The demo's points, texts of 5 to 512 tokens among them in one batch."""
+    compiled, whole = load_bundle("sst2-minilm", backend="openvino"), load_bundle("sst2-minilm")
+    words = SAMPLE_TEXTS.read_text().split()
+    samples = whole.tokenizer([(" ".join(words[start : start + n]), None) for start, n in enumerate((4, 600, 130, 3))])
+    assert [len(sample) for sample in samples][1] == 512
+    for point in whole.classifier.points:
+        plan = MuxPlan((Group(point, (0, 1, 2, 3)),))
+        found, expected = (
+            bundle.classifier(collate(samples, plan, bundle.tokenizer.pad_id)).logits for bundle in (compiled, whole)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])

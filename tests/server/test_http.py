@@ -24,6 +24,7 @@ from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from server.schemas import ClassifyResponse, ErrorResponse, InfoResponse, ModelList, PredictErrorResponse
+from tests.core.test_tokenization import SCRIPTS
 from tests.tiny import random_samples
 
 MAX_BODY, MAX_ITEMS = 200_000, 64
@@ -152,6 +153,28 @@ def test_long_inputs_are_cut_or_refused(client: httpx.Client) -> None:
     assert "20002 tokens, more than 64" in refused.json()["error"]["message"]
 
 
+def test_other_scripts_are_answered_and_what_is_unknown_of_them_is_counted(
+    client: httpx.Client, tiny_bundle: Bundle
+) -> None:
+    texts = list(SCRIPTS.values())
+    before = client.get("/metrics").text
+    answer = classify(client, input=texts, quality="exact")
+    samples = tiny_bundle.tokenizer([(text, None) for text in texts])
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, samples))
+    unknown = [tiny_bundle.tokenizer.unknown(tokens) for tokens in samples]
+    assert [item["unknown_tokens"] for item in answer["data"]] == unknown
+    for item, text in zip(answer["data"], texts, strict=True):
+        torch.testing.assert_close(torch.tensor(item["probs"]), plain_logits(tiny_bundle, text).softmax(0))
+    read = [
+        float(metrics.partition("\nrevmux_unknown_tokens_total ")[2].split()[0])
+        for metrics in (before, client.get("/metrics").text)
+    ]
+    assert read[1] - read[0] == sum(unknown) > 20
+    # The raw bytes of UTF-8 are the same text as JSON's escapes.
+    raw = json.dumps({"input": texts, "quality": "exact"}, ensure_ascii=False).encode()
+    assert client.post("/classify", content=raw).json()["data"] == answer["data"]
+
+
 def test_headers_name_the_request_and_its_times(client: httpx.Client) -> None:
     response = client.post("/v1/classify", json={"input": "a"}, headers={"x-request-id": "mine-1"})
     assert response.headers["x-request-id"] == "mine-1"
@@ -189,6 +212,9 @@ BAD_CLASSIFY: list[tuple[bytes | dict[str, Any], int, str]] = [
     (b"[" * 100_000, 400, "recursion limit"),
     (b'{"input": "\xff\xfe"}', 400, "unicode"),
     (b'{"input": "\\ud800"}', 400, "hex escape"),
+    (b'{"input": "a\\udc00"}', 400, "hex escape"),
+    ({"input": ["a", "\u200b\x00"]}, 400, "input 1 is empty to this model"),
+    ({"input": {"text": "a", "text_pair": "\u0301"}}, 400, "input 0 is empty to this model"),
     (b'"text"', 400, "object"),
     ({}, 400, "`input`"),
     ({"input": ""}, 400, "empty"),
@@ -212,6 +238,8 @@ BAD_CLASSIFY: list[tuple[bytes | dict[str, Any], int, str]] = [
     ({"input": "a", "truncate": "yes"}, 400, "truncate"),
     ({"input": "a", "truncate_prompt_tokens": 0}, 400, "-1"),
     ({"input": "a", "truncate_prompt_tokens": 65}, 400, "at most 64"),
+    ({"input": "a", "truncate_prompt_tokens": 2}, 400, "send 3 or more"),
+    ({"input": {"text": "a", "text_pair": "b"}, "truncate_prompt_tokens": 4}, 400, "send 5 or more"),
     ({"input": "a", "quality": "best"}, 400, "exact"),
     ({"input": "a", "quality": "guaranteed"}, 400, "no certified cascade"),
     ({"input": "a", "model": "gpt"}, 404, "tiny"),
@@ -236,6 +264,7 @@ def test_bad_input_gets_its_documented_error(client: httpx.Client, body: Any, st
         (b'{"inputs": "a"', 400, "Validation"),
         (b'{"inputs": ""}', 400, "Empty"),
         (b'{"inputs": []}', 400, "Empty"),
+        (b'{"inputs": "\\u200b"}', 400, "Empty"),
         (b'{"inputs": ["a", "b", "c"]}', 400, "Validation"),
         (b'{"inputs": [["a"], "b"]}', 400, "Validation"),
         (b'{"inputs": [["a"], []]}', 400, "Empty"),
