@@ -111,6 +111,7 @@ def measure_speed(
     seconds = time_in_turn(contenders, rounds, progress)
 
     def speed(number: int, load: Load, point: OperatingPoint) -> Speed:
+        backbone = load.classifier.backbone
         own, plain = seconds[number, point], seconds[number, load.classifier.plain]
         return Speed(
             point=point.name,
@@ -118,7 +119,7 @@ def measure_speed(
             prefill=point.prefill,
             sequences_per_second=len(load.samples) / statistics.median(own),
             speedup=median_ratio(plain, own),
-            ideal_speedup=point.ideal_speedup(load.classifier.backbone.num_layers),
+            ideal_speedup=point.ideal_speedup(backbone.num_layers, backbone.last_layer),
             over_reference=median_ratio(seconds.get((number, None), plain), own),
         )
 

@@ -87,10 +87,16 @@ class OperatingPoint:
         changes = {layer for layer in range(1, num_layers) if self.runs(layer) != self.runs(layer - 1)}
         return changes | {self.prefill}
 
-    def ideal_cost(self, num_layers: int) -> float:
-        """Layer compute per sample as a share of plain inference: `(l + |upper| / N) / L` (arXiv 2410.04519)."""
-        return (self.prefill + len(self.upper) / self.width) / num_layers
+    def ideal_cost(self, num_layers: int, last_layer: float = 1.0) -> float:
+        """Layer compute per sample as a share of plain inference: `(l + |upper| / N) / L` (arXiv 2410.04519).
 
-    def ideal_speedup(self, num_layers: int) -> float:
+        `last_layer` is what the last layer costs in units of the others (`Backbone.last_layer`). What is planned,
+        cascades and experiments count all alike.
+        """
+        more = last_layer - 1
+        alone, shared = (more if self.prefill == num_layers else 0), (more if num_layers - 1 in self.upper else 0)
+        return (self.prefill + alone + (len(self.upper) + shared) / self.width) / (num_layers + more)
+
+    def ideal_speedup(self, num_layers: int, last_layer: float = 1.0) -> float:
         """Plain layer compute over this point's; adapters and host work are not counted, so it is a ceiling."""
-        return 1.0 / self.ideal_cost(num_layers)
+        return 1.0 / self.ideal_cost(num_layers, last_layer)

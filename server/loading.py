@@ -128,14 +128,15 @@ def _default_quality(settings: Settings, menu: Menu, name: str) -> Quality:
 
 
 def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: int) -> Facts:
-    manifest = bundle.manifest
+    manifest, backbone = bundle.manifest, bundle.classifier.backbone
     served = {cascade.width for cascade in menu.cascades}
     certified = [entry for entry in manifest.cascades if entry.width in served]
     calibration = manifest.calibration if certified else None
 
     def describe_point(point: OperatingPoint) -> ServedPoint:
         agreement = manifest.measured_agreement.get(point.name)
-        return ServedPoint(point.name, point.width, point.prefill, point.ideal_speedup(manifest.num_layers), agreement)
+        ideal = point.ideal_speedup(backbone.num_layers, backbone.last_layer)
+        return ServedPoint(point.name, point.width, point.prefill, ideal, agreement)
 
     def describe_cascade(entry: CascadeEntry) -> ServedCascade:
         return ServedCascade(

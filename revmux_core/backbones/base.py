@@ -31,8 +31,9 @@ class Backbone(Protocol):
     run between two composites: an encoder-decoder family counts its one decoder step as the last layer, a decoder-only
     family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
     maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
-    trains. `packs` says whether layers know of positions by what `embed` and the mask tell them only, so that several
-    texts can share a row. `problem` is what the head answers.
+    trains. `last_layer` is the compute of the last layer for a token, in units of the others: 1 but for an
+    encoder-decoder. `packs` says whether layers know of positions by what `embed` and the mask tell them only, so that
+    several texts can share a row. `problem` is what the head answers.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,7 @@ class Backbone(Protocol):
     num_layers: int
     hidden_size: int
     max_tokens: int
+    last_layer: float
     padding_side: str
     packs: bool
     lora_targets: list[str]

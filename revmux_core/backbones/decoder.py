@@ -28,6 +28,7 @@ class DecoderBackbone:
 
     padding_side = "left"
     packs = False
+    last_layer = 1.0
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config

@@ -36,6 +36,7 @@ class EncoderBackbone:
 
     padding_side = "right"
     packs = True
+    last_layer = 1.0
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config

@@ -21,7 +21,7 @@ class DecoderStep(nn.Module):
 
     All its layers together count as one layer of the backbone. Beside their one position they project every encoder
     state to keys and values, 2 d^2 multiplications a layer and token where an encoder layer has 12 d^2: the decoder
-    of T5-small (6 layers) costs as much as one encoder layer, that of T5-large (24) as much as four.
+    of T5-small (6 layers) costs as much as one encoder layer, that of T5-large (24) as much as four (`cost`).
     """
 
     def __init__(self, encoder: Any, decoder: Any) -> None:
@@ -30,6 +30,12 @@ class DecoderStep(nn.Module):
         self.encoder_norm = encoder.final_layer_norm
         self.blocks = decoder.block
         self.norm = decoder.final_layer_norm
+
+    def cost(self, layer: nn.Module) -> float:
+        """What it costs for a token of a text, in units of an encoder layer; its own position is not counted."""
+        projections = [getattr(block.layer[1].EncDecAttention, name) for block in self.blocks for name in "kv"]
+        per_token = sum(projection.weight.numel() for projection in projections)
+        return per_token / sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
 
     def forward(self, hidden: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         """Encoder states `[R, T, d]`, their `mask` `[R, T]` and the start embeddings `[R, 1, d]` to `[R, 1, d]`."""
@@ -73,6 +79,7 @@ class T5Backbone:
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else None
         self._step = DecoderStep(whole.encoder, whole.decoder)
         self.num_layers = len(self._encoder.block) + 1
+        self.last_layer = self._step.cost(self._encoder.block[0])
         self.hidden_size = config.d_model
         # Positions are relative, so this is no hard limit, but the length of pre-training.
         self.max_tokens = getattr(config, "n_positions", 512)

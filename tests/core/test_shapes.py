@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertModel, LlamaForCausalLM, T5ForConditionalGeneration
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM, T5ForConditionalGeneration
 
+from revmux_core.backbones import view
 from revmux_core.backends import BackendName
 from revmux_core.benchmark import Load, measure_speed
 from revmux_core.errors import RevmuxError
+from revmux_core.points import OperatingPoint
 from revmux_core.shapes import SHAPES, Shape, matrix_rate, random_classifier, random_tokens, shape_of
 
 
@@ -29,6 +33,28 @@ def test_shapes_have_as_many_weights_as_their_models(name: str) -> None:
     assert shape.weights == pytest.approx(model.num_parameters(), rel=0.02)
 
 
+@pytest.mark.parametrize(("name", "layers"), [("t5-small", 1), ("t5-base", 2), ("t5-large", 4), ("bert-base", 1)])
+def test_a_decoder_step_counts_for_the_layers_that_it_costs_as_much_as(name: str, layers: float) -> None:
+    shape = SHAPES[name]
+    config = shape.config()
+    config.label_word_ids = [1, 2]
+    with torch.device("meta"):
+        kind = T5ForConditionalGeneration if shape.family == "t5" else BertForSequenceClassification
+        assert view(kind(config)).last_layer == layers
+
+
+@given(width=st.integers(2, 8), prefill=st.integers(0, 5), last=st.floats(0.1, 10))
+def test_the_ideal_is_that_of_the_layers_costs(width: int, prefill: int, last: float) -> None:
+    point, plain = OperatingPoint.mux(width, prefill, 6), OperatingPoint.plain(6)
+    costs = [1.0] * 5 + [last]
+    expected = (sum(costs[:prefill]) + sum(costs[prefill:]) / width) / sum(costs)
+    assert point.ideal_cost(6, last) == pytest.approx(expected)
+    assert OperatingPoint(1, prefill + 1, ()).ideal_cost(6, last) == pytest.approx(
+        sum(costs[: prefill + 1]) / sum(costs)
+    )
+    assert plain.ideal_cost(6, last) == pytest.approx(1)
+
+
 SMALL = [Shape(2, 64, 2, 128), Shape(3, 64, 2, 128, "t5"), Shape(4, 64, 4, 128, "llama", key_value_heads=2)]
 
 
@@ -37,7 +63,12 @@ def test_every_width_of_a_shape_is_measured(shape: Shape, backend: BackendName) 
     half = shape.num_layers // 2
     classifier = random_classifier(shape, [2, 4], half, torch.device("cpu"), torch.float32, backend)
     [speeds] = measure_speed([Load(classifier, random_tokens(8, 16), 0, 128)], classifier.points, 1)
-    assert [(speed.width, speed.ideal_speedup) for speed in speeds] == [(1, 1), (2, 4 / 3), (4, 1.6)]
+    ideal = [1, 4 / 3, 1.6]
+    if shape.family == "t5":
+        # Two of 3.75 layers alone: the decoder's three project 2 d^2 each, an encoder layer has 8 d^2.
+        ideal = [1, 3.75 / (2 + 1.75 / 2), 3.75 / (2 + 1.75 / 4)]
+    assert [speed.width for speed in speeds] == [1, 2, 4]
+    assert [speed.ideal_speedup for speed in speeds] == pytest.approx(ideal)
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
 
 
