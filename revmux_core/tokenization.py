@@ -88,7 +88,8 @@ class TextTokenizer:
                     ) from None
             raise
         for item, (encoding, (_, pair)) in enumerate(zip(encodings, texts, strict=True)):
-            own = len(encoding) - self._special[pair is not None]
+            # A text without words has no entities, which is an answer.
+            own = len(encoding) - (0 if self.by_word else self._special[pair is not None])
             if own == 0 or (pair is not None and encoding.sequence_ids.count(1) in (0, own)):
                 raise EmptyTextError(
                     f"input {item} is empty to this model, whose tokenizer drops all that is in it (control and "

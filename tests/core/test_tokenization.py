@@ -108,6 +108,20 @@ def test_any_unicode_is_cut_as_hugging_face_does_or_refused(
     assert tokenizer.unknown(tokens) == (0 if kind == "byte-level BPE" else tokens.ids.count(0))
 
 
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "byte-level BPE"])
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(text=ANY_TEXT, limit=st.integers(2, 40))
+def test_words_of_any_unicode_are_where_hugging_face_has_them(
+    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, text: str, limit: int
+) -> None:
+    (tokens,) = Tokenizer(tokenizers[kind], limit, by_word=True)([(text, None)])
+    cut = tokenizers[kind](text, truncation=True, max_length=limit)
+    words = [word for word in dict.fromkeys(cut.word_ids()) if word is not None]
+    assert tokens.ids == cut.input_ids
+    assert tokens.words == [cut.word_to_tokens(word).start for word in words]
+    assert tokens.spans == [tuple(cut.word_to_chars(word)) for word in words]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_the_vocabulary_lacks_is_counted(tiny_bundle: Bundle, script: str) -> None:
     """The tiny model knows a few English words only: "good film" around NUL, "good" between marks of direction, "a"."""
