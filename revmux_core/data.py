@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from revmux_core.problems import LabelCell, LabelError, Problem
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "question", "tokens")
 LABEL_COLUMNS = ("label", "category", "labels", "tags")
+
+DIALECTS: dict[str, dict[str, Any]] = {".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, ".csv": {}}
+"""How the `csv` module reads the formats that are tables; in TSV a quotation mark is a character like any other."""
 
 
 class DataError(RevmuxError):
@@ -57,11 +61,11 @@ def read_examples(
     if not rows:
         raise DataError(f"{path} holds no samples")
     columns = list(rows[0])
-    text_column = _column(path, columns, text_column, TEXT_COLUMNS, "--text-column")
+    text_column = find_column(path, columns, text_column, TEXT_COLUMNS, "--text-column")
     if pair_column is not None:
-        _column(path, columns, pair_column, (), "--pair-column")
+        find_column(path, columns, pair_column, (), "--pair-column")
     if label_column is not None:
-        _column(path, columns, label_column, (), "--label-column")
+        find_column(path, columns, label_column, (), "--label-column")
     else:
         label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
     return [
@@ -93,26 +97,43 @@ def label_targets(examples: Sequence[Example], problem: Problem, samples: Sequen
     return problem.targets(own + [None] * (len(samples) - len(own)), samples)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def parse_rows(
+    path: Path, lines: Iterable[str], columns: Sequence[str] | None = None, first_line: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Rows of the text format that `path` is named for, from `lines`, the first of which is number `first_line`.
+
+    `columns` are those of TSV and CSV; None takes them from the first line. Lines are taken as rows need them, so that
+    a caller may count them. Raises `DataError` for an unknown suffix, and for what is not in that format.
+    """
     suffix = path.suffix.lower()
+    with readable(path):
+        if suffix in DIALECTS:
+            yield from csv.DictReader(lines, columns, **DIALECTS[suffix])
+        elif suffix in (".jsonl", ".json"):
+            yield from _json_lines(path, lines, first_line)
+        elif suffix == ".txt":
+            yield from ({"text": line.rstrip("\r\n")} for line in lines if line.strip())
+        else:
+            raise DataError(f"{path}: unknown format {suffix!r}; use .tsv, .csv, .jsonl, .parquet or .txt")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises `DataError` for what Python's readers of text and CSV raise."""
     try:
-        if suffix == ".parquet":
-            return _parquet(path)
-        # newline="" leaves line ends inside quoted CSV cells to the reader.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if suffix == ".tsv":
-                return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-            if suffix == ".csv":
-                return list(csv.DictReader(file))
-            if suffix in (".jsonl", ".json"):
-                return _json_lines(path, file)
-            if suffix == ".txt":
-                return [{"text": line.rstrip("\r\n")} for line in file if line.strip()]
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
     except csv.Error as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    raise DataError(f"{path}: unknown format {suffix!r}; use .tsv, .csv, .jsonl, .parquet or .txt")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path)
+    # newline="" leaves line ends inside quoted CSV cells to the reader.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(parse_rows(path, file))
 
 
 def _part(path: Path, part: str) -> list[dict[str, Any]]:
@@ -129,9 +150,8 @@ def _part(path: Path, part: str) -> list[dict[str, Any]]:
     return [{"text": text, "label": label} for text, label in rows]
 
 
-def _json_lines(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(lines, start=1):
+def _json_lines(path: Path, lines: Iterable[str], first_line: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=first_line):
         if not line.strip():
             continue
         try:
@@ -140,8 +160,7 @@ def _json_lines(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is not a JSON object")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
@@ -155,7 +174,8 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _column(path: Path, columns: list[str], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+def find_column(path: Path, columns: list[str], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+    """The column `wanted`, or the first of the `usual` names. Raises `DataError`, which names `flag`, without one."""
     if wanted is None:
         wanted = next((name for name in usual if name in columns), None)
     if wanted is None or wanted not in columns:
@@ -167,6 +187,11 @@ def _cell(path: Path, number: int, row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None:
         raise DataError(f"{path}, sample {number} has no {column!r}")
+    return cell_text(value)
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text: a list of words, in JSON lines or Parquet, has them with spaces between."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

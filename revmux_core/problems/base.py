@@ -35,13 +35,14 @@ class Problem(ABC):
     """One type of task. Logits are `[S, C]` of S texts and C labels, or `[S, W, C]` where each of a text's words has
     its own (`by_word`), NaN beyond its last one. Answers are arrays whose first dimension is S.
 
-    `metrics` names what is measured against labels, the one that counts first. `has_confidence` says whether logits by
-    themselves tell how sure they are.
+    `fields` names those of an `answer`. `metrics` names what is measured against labels, the one that counts first.
+    `has_confidence` says whether logits by themselves tell how sure they are.
     """
 
     labels: tuple[str, ...]
 
     type: ClassVar[ProblemType]
+    fields: ClassVar[tuple[str, ...]]
     metrics: ClassVar[tuple[str, ...]]
     by_word: ClassVar[bool] = False
     has_confidence: ClassVar[bool] = True
@@ -99,7 +100,7 @@ class Problem(ABC):
 
     @abstractmethod
     def answer(self, logits: Sequence[float], scores: Sequence[float], text: str, sample: Tokens) -> dict[str, Any]:
-        """One text's answer for clients: its own fields, and `num_classes`.
+        """One text's answer for clients: the `fields`, and `num_classes`.
 
         `logits` are all of the text's in one row, `scores` the same activated, or the logits again where raw scores are
         wanted. `sample` are the tokens of `text`.

@@ -29,6 +29,7 @@ class MultiLabel(Problem):
     thresholds: tuple[float, ...]
 
     type: ClassVar[ProblemType] = "multi_label_classification"
+    fields = ("label", "labels", "probs")
     metrics = ("micro_f1", "subset_accuracy")
 
     @property

@@ -27,6 +27,7 @@ class Regression(Problem):
     tolerance: float
 
     type: ClassVar[ProblemType] = "regression"
+    fields = ("label", "score", "probs")
     metrics = ("pearson", "spearman")
     has_confidence = False
 

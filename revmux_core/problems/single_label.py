@@ -27,6 +27,7 @@ class SingleLabel(Problem):
     """The most probable label is the answer: `[S]`, its index. The confidence in it is its probability."""
 
     type: ClassVar[ProblemType] = "single_label_classification"
+    fields = ("label", "probs")
     metrics = ("accuracy",)
 
     @property

@@ -43,6 +43,7 @@ class TokenClassification(Problem):
     """
 
     type: ClassVar[ProblemType] = "token_classification"
+    fields = ("entities",)
     metrics = ("word_accuracy", "macro_f1")
     by_word = True
 

@@ -9,6 +9,7 @@ import typer
 from revmux_core.errors import RevmuxError
 from server.cli.bench import bench
 from server.cli.calibrate import calibrate
+from server.cli.classify import classify
 from server.cli.export import export
 from server.cli.measure import card, evaluate, info
 from server.cli.research import experiment, hostile, plan
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, train, evaluate, calibrate, bench, card, info, export, plan, experiment, hostile):
+for command in (serve, classify, train, evaluate, calibrate, bench, card, info, export, plan, experiment, hostile):
     app.command("eval" if command is evaluate else command.__name__)(command)
 
 
