@@ -53,6 +53,11 @@ class Group:
     def composites(self) -> int:
         return len(self.members) // self.point.width
 
+    def partners(self) -> list[tuple[int, ...]]:
+        """The members, composite by composite."""
+        width = self.point.width
+        return [self.members[start : start + width] for start in range(0, len(self.members), width)]
+
 
 @dataclass(frozen=True, slots=True)
 class MuxPlan:
@@ -104,7 +109,7 @@ def split_by_length(plan: MuxPlan, lengths: Sequence[int], part_cost: float, num
         (
             (max(lengths[member] for member in members), number, group, members)
             for number, group in enumerate(plan.groups)
-            for members in _composites(group)
+            for members in group.partners()
         ),
         key=lambda unit: unit[:2],
     )
@@ -130,11 +135,6 @@ def split_by_length(plan: MuxPlan, lengths: Sequence[int], part_cost: float, num
         )
         parts.append(Part(tuple(members), MuxPlan(rebuilt)))
     return parts
-
-
-def _composites(group: Group) -> list[tuple[int, ...]]:
-    width = group.point.width
-    return [group.members[start : start + width] for start in range(0, len(group.members), width)]
 
 
 def _cuts(lengths: Sequence[int], weights: Sequence[float], part_cost: float) -> list[int]:

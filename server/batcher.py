@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Hashable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,11 +17,12 @@ from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu
 from server.admission import Load, QueueLimits, Speed, excess_wait, retry_after
 from server.answers import Answer, Answers, Terms
-from server.errors import InferenceFailed, QueueFull, QueueTooLong
+from server.errors import DeviceLost, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Guards
 from server.metrics import Metrics
 from server.planner import Menu, MuxScope, plan_batch
 from server.queue import FairQueue, Rank, WaitingQueue
+from server.retries import failed_alone, halves
 from server.steps import Steps
 
 logger = logging.getLogger(__name__)
@@ -137,7 +139,8 @@ class Batcher:
     Work-conserving: a free device gets the next batch at once, however small. While a batch runs the next one
     gathers, and is planned only when the device is free, so that late arrivals still join; but once the queue fills a
     batch on its own, one more is handed over early, and the device finds it collated when it finishes. Audits of
-    what is answered run one by one where nothing else waits, or together once `AUDITS_HELD` of them do.
+    what is answered run one by one where nothing else waits, or together once `AUDITS_HELD` of them do. What a batch
+    fails on is tried again before all else, in halves, until it fails alone or does not.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class Batcher:
         self._mux_scope = mux_scope
         self._queue: FairQueue[_Entry] = FairQueue()
         self._audits: WaitingQueue[_Entry] = WaitingQueue()
+        self._retries: deque[tuple[list[_Entry], MuxPlan]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._dispatch_due = False
         self._report_due = False
@@ -169,6 +173,8 @@ class Batcher:
         self._speed = Speed(tokens_per_second)
         self._running_tokens = 0
         self._last_end = 0.0
+        self.lost: Future[None] = Future()
+        """Done once the device is lost: every batch fails from then on, and the process has to end."""
 
     @property
     def load(self) -> Load:
@@ -232,8 +238,10 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        while (len(self._queue) or len(self._audits)) and self._device_wants_more():
-            if len(self._audits) >= AUDITS_HELD or not len(self._queue):
+        while (self._retries or len(self._queue) or len(self._audits)) and self._device_wants_more():
+            if self._retries:
+                entries, plan = self._retries.popleft()
+            elif len(self._audits) >= AUDITS_HELD or not len(self._queue):
                 entries, plan = self._next_audits()
             else:
                 entries, plan = self._next_batch()
@@ -274,13 +282,27 @@ class Batcher:
         begun = asyncio.get_running_loop().time()
         requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
         scores: Scores | None = None
+        suspects: Collection[int] = range(len(entries))
         try:
             scores = await self._engine.run([entry.sample for entry in entries], steps)
+            suspects = steps.suspects
+            if suspects:
+                logger.error(
+                    "of %d samples %d were answered with NaN or infinity, or their partners were",
+                    len(entries),
+                    len(suspects),
+                )
+        except DeviceLost:
+            suspects = ()
+            self._fail(requests, DeviceLost)
+            if not self.lost.done():
+                logger.critical("the device is lost: this process ends", exc_info=True)
+                self.lost.set_result(None)
         except Exception:
             logger.exception("a batch of %d samples from %d requests failed", len(entries), len(requests))
-            for request in requests:
-                request.fail(InferenceFailed())
-                self.withdraw(request)
+        # Not while the error is handled, whose traceback holds on to the memory that the batch took.
+        if suspects:
+            self._retry([entries[number] for number in suspects], failed_alone(steps.points, self._menu.plain))
         self._running_tokens -= tokens
         ended = asyncio.get_running_loop().time()
         seconds, self._last_end = ended - max(begun, self._last_end), ended
@@ -297,7 +319,7 @@ class Batcher:
         if scores is None:
             return
         self._metrics.observe_batch(len(entries), steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
-        if full:
+        if full and not suspects:
             left = sum(entry.length for number, entry in enumerate(entries) if number not in going_on)
             self._speed.observe(left, max(seconds, scores.seconds))
         now = asyncio.get_running_loop().time()
@@ -305,7 +327,7 @@ class Batcher:
         for request in requests:
             request.computed(scores.seconds)
         for number, (entry, point, cascade) in enumerate(zip(entries, steps.points, steps.cascades, strict=True)):
-            if number in going_on:
+            if number in going_on or number in suspects:
                 continue
             escalated = steps.escalated(number)
             if entry.audit is not None:
@@ -320,6 +342,20 @@ class Batcher:
                 entry.request.resolve(entry.item, answer, now)
         for (point, cascade, escalated), count in answered.items():
             self._metrics.observe_answers(point, cascade, escalated, count)
+
+    def _retry(self, suspects: Sequence[_Entry], alone: bool) -> None:
+        """Tries those in halves that a batch failed on, or fails the request of one that it failed on `alone`."""
+        awaited = [entry for entry in suspects if not entry.answered and not entry.request.answers.done()]
+        if alone:
+            self._fail([entry.request for entry in awaited], InferenceFailed)
+        elif awaited:
+            for half in halves(awaited, self._menu):
+                self._retries.append(([awaited[position] for position in half.members], half.plan))
+
+    def _fail(self, requests: Iterable[Pending], kind: type[InferenceFailed] | type[DeviceLost]) -> None:
+        for request in requests:
+            request.fail(kind())
+            self.withdraw(request)
 
     def _audit(
         self, entry: _Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, logits: list[float]

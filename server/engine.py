@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from revmux_core.points import OperatingPoint
 from server.adaptive import CostModel, Timing
 from server.batcher import Scores
 from server.device_memory import DeviceMemory
+from server.errors import DeviceLost
 from server.settings import Settings, SettingsError
 from server.steps import Steps
 
@@ -57,9 +58,7 @@ class _Launched:
 
     def scores(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Logits, `[C]` or a text's `[words, C]`, and confidences `[S]`, in the order of the step's members, once they
-        have arrived.
-
-        Raises `FloatingPointError` where the model answered with NaN or infinity.
+        have arrived. Both are NaN where the model answered with NaN or infinity.
         """
         place = np.argsort([member for members, _ in self.outcomes for member in members])
         logits, confidences = self.logits.numpy()[place], self.confidences.numpy()[place]
@@ -68,7 +67,9 @@ class _Launched:
             for number, words in outcome.words.items():
                 rows[members[number]] = rows[members[number]][: len(words)]
         if np.isfinite(logits).sum() < sum(row.size for row in rows):
-            raise FloatingPointError("the model answered with NaN or infinity")
+            for number, row in enumerate(rows):
+                if not np.isfinite(row).all():
+                    confidences[number] = row[:] = np.nan
         return rows, confidences
 
     def standing(self, numbers: Sequence[int]) -> dict[int, tuple[Outcome, Group, int]]:
@@ -110,18 +111,14 @@ class Engine:
     def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
         """Scores of `samples` after all their `steps`, and the states of those that are audited.
 
-        The future raises `FloatingPointError` where the model answered with NaN or infinity.
+        `steps.suspects` have no scores. The future raises `DeviceLost` where the device can compute nothing any more.
         """
         parts = self._collate(samples, steps.step.plan)
         loop = asyncio.get_running_loop()
         if self._device.type != "cuda":
             return loop.run_in_executor(self._thread, lambda: self._finish(self._launch(parts), steps, self._launch))
         launched = self._thread.submit(self._launch, parts)
-        # A later step is launched behind the batch that was launched meanwhile, so that the GPU never waits for it.
-        return loop.run_in_executor(
-            self._reader,
-            lambda: self._finish(launched.result(), steps, lambda p: self._thread.submit(self._launch, p).result()),
-        )
+        return loop.run_in_executor(self._reader, lambda: self._read(launched, steps))
 
     def agrees(self, logits: Sequence[float], reference: Sequence[float]) -> bool:
         """Whether one sample's logits give the answer of the plain model's, as `Scores` have them."""
@@ -170,6 +167,19 @@ class Engine:
             (part.members, collate([samples[i] for i in part.members], part.plan, pad_id, backbone.padding_side))
             for part in parts
         ]
+
+    def _read(self, launched: Future[_Launched], steps: Steps) -> Scores:
+        """`_finish` on a GPU. Raises `DeviceLost` where its context is beyond use."""
+        try:
+            # A later step is launched behind the batch that was launched meanwhile, so that the GPU never waits for it.
+            return self._finish(launched.result(), steps, lambda p: self._thread.submit(self._launch, p).result())
+        except Exception as error:
+            try:
+                # What corrupts a context, such as a failed assertion in a kernel, is an error of all later calls.
+                torch.cuda.synchronize(self._device)
+            except RuntimeError:
+                raise DeviceLost from error
+            raise
 
     def _finish(self, launched: _Launched, steps: Steps, launch: Callable[[Parts], _Launched]) -> Scores:
         """Reads the first step's outcome and has `launch` run all that follow."""

@@ -20,7 +20,7 @@ from server.answers import Answers, Terms
 from server.batcher import Batcher, Pending
 from server.channel import Channel
 from server.child import END, SupervisorLine
-from server.errors import QueueFull, QueueTooLong
+from server.errors import DeviceLost, QueueFull, QueueTooLong
 from server.loading import bundle_reader, load_model
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
@@ -82,8 +82,11 @@ class FrontEnd(Channel[ToEngine]):
     def _answer(self, number: int, done: asyncio.Future[Answers]) -> None:
         if self._pending.pop(number, None) is None:
             return
-        if done.exception() is not None:
-            self.send(Failed(number))
+        error = done.exception()
+        if error is not None:
+            # Where the device is lost this process ends, and the front end words that.
+            if not isinstance(error, DeviceLost):
+                self.send(Failed(number))
             return
         answers = done.result()
         items = [(answer.logits, answer.probs, answer.point.name, answer.escalated) for answer in answers.items]
@@ -112,11 +115,13 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
     tokenizer = loaded.tokenizer
     hello = Hello(loaded.facts, tokenizer.to_json(), tokenizer.segmented, tokenizer.unknown_id)
     server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
+    # The supervisor starts another process, which gets a device of its own.
+    loaded.batcher.lost.add_done_callback(lambda _: stopping.set())
     line.report(ready=loaded.facts.name)
     await stopping.wait()
     server.close()
     await loaded.close()
-    return 0
+    return 1 if loaded.batcher.lost.done() else 0
 
 
 def main() -> None:

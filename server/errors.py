@@ -9,6 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+DEVICE_RETRY = 5
+"""Seconds of `Retry-After` once the device is lost: about a small model's load."""
+
 TEI_PATHS = frozenset({"/predict"})
 """Paths whose errors take Text Embeddings Inference's form instead of OpenAI's."""
 
@@ -95,15 +98,18 @@ class ClientDisconnected(ServiceError):
 
 class InferenceFailed(ServiceError):
     status, kind, tei_kind = 500, "InternalServerError", "Backend"
-    meaning = "The batch that held the request failed. This is a bug."
+    meaning = "The model failed on one of the request's texts, tried by itself: not a finite answer, or out of memory."
 
     def __init__(self) -> None:
-        super().__init__("the batch that held this request failed on the server: the request may be sent again")
+        super().__init__(
+            "the model failed on a text of this request, also when it was tried by itself: its answer was NaN or "
+            "infinity, or there was too little memory; send it shorter, or leave it out"
+        )
 
 
 class InternalError(ServiceError):
     status, kind, tei_kind = 500, "InternalServerError", "Backend"
-    meaning = InferenceFailed.meaning
+    meaning = "The server failed on this request. This is a bug."
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"the server failed on this request: please report it with its request id {request_id}")
@@ -115,6 +121,13 @@ class Unavailable(ServiceError):
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message, headers={"Retry-After": str(seconds)})
+
+
+class DeviceLost(Unavailable):
+    """The device fails whatever it is given: the process that holds it has to end."""
+
+    def __init__(self) -> None:
+        super().__init__("the device failed and the model is loaded again: repeat the request", DEVICE_RETRY)
 
 
 class DeadlineExceeded(ServiceError):

@@ -44,4 +44,8 @@ class InProcess:
             service.failure = error
         else:
             self._loaded = loaded
+            loaded.batcher.lost.add_done_callback(lambda _: self._lose(service))
             service.serve(Model(loaded.facts, RequestTokenizer(loaded.tokenizer), loaded.batcher))
+
+    def _lose(self, service: Service) -> None:
+        service.failure = RevmuxError("the device is lost, see the log: start the server again")

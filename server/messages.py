@@ -61,7 +61,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """A batch that held request `number` failed."""
+    """The model failed on request `number`."""
 
     number: int
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Steps:
     What a step of a certified cascade is not sure of goes on in the same batch, from the states that it stands at: its
     request waits for one batch only, and nothing else runs in between. Afterwards `points` has where every sample was
     answered, `cascades` the cascade that decided so (None: nothing did), and `tokens` and `composites` are what all
-    steps held.
+    steps held. `suspects` are the samples that have no answer: not finite, or of a composite that held one such.
     """
 
     def __init__(self, samples: Sequence[Sample], plan: MuxPlan, menu: Menu) -> None:
@@ -48,6 +49,7 @@ class Steps:
         self.points = [menu.plain] * len(samples)
         self.cascades: list[Cascade | None] = [None] * len(samples)
         self.tokens = self.composites = 0
+        self.suspects: set[int] = set()
         self._count()
         for number, sample in enumerate(samples):
             if sample.guaranteed:
@@ -59,15 +61,26 @@ class Steps:
 
     def audits(self, number: int) -> bool:
         """Whether the states of a sample that was answered are wanted, for the plain path to go on from."""
-        return self._samples[number].audited and self.points[number] != self._menu.plain
+        wanted = self._samples[number].audited and self.points[number] != self._menu.plain
+        return wanted and number not in self.suspects
 
     def advance(self, confidences: Sequence[float]) -> Step | None:
-        """What runs after the current step, whose members came out as sure as `confidences`; None ends the batch."""
+        """What runs after the current step, whose members came out as sure as `confidences`; None ends the batch.
+
+        A confidence of NaN says that what the model answered is not finite.
+        """
+        broken = {member for member, confidence in enumerate(confidences) if math.isnan(confidence)}
+        if broken:
+            composites = [partners for group in self.step.plan.groups for partners in group.partners()]
+            suspects = set[int]().union(*(partners for partners in composites if not broken.isdisjoint(partners)))
+            self.suspects |= {self.step.members[member] for member in suspects}
         onward: list[_Escalated] = []
         numbers: list[int] = []
         for number, confidence in zip(self.step.members, confidences, strict=True):
             cascade = self.cascades[number]
             if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
+                continue
+            if number in self.suspects:
                 continue
             level = cascade.points.index(self.points[number]) + 1
             sample = self._samples[number]

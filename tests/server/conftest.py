@@ -32,15 +32,15 @@ class Gate:
     def __init__(self, bundle: Bundle) -> None:
         self._open = threading.Event()
         self._open.set()
-        self.fail = False
+        self.failure: Exception | None = None
         self.reached = threading.Event()
         bundle.classifier.register_forward_pre_hook(self._pass)
 
     def _pass(self, module: Any, arguments: Any) -> None:
         self.reached.set()
         self._open.wait(timeout=30)
-        if self.fail:
-            raise RuntimeError("the device failed")
+        if self.failure is not None:
+            raise self.failure
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -53,12 +53,12 @@ class Gate:
             self._open.set()
 
     @contextmanager
-    def failing(self) -> Iterator[None]:
-        self.fail = True
+    def failing(self, failure: Exception | None = None) -> Iterator[None]:
+        self.failure = failure or RuntimeError("the device failed")
         try:
             yield
         finally:
-            self.fail = False
+            self.failure = None
 
 
 @contextmanager

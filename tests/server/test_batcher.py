@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
 from server.batcher import AUDITS_HELD, Batcher, Pending, Scores, Terms
 from server.engine import Engine
-from server.errors import ClientDisconnected, InferenceFailed, QueueFull, QueueTooLong
+from server.errors import ClientDisconnected, DeviceLost, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Audit, Guards
 from server.metrics import Metrics
 from server.planner import PLAIN_ONLY, Menu, served_points
@@ -46,15 +47,23 @@ FAST = 1e6
 class ManualDevice:
     """A device whose batches end when the test says so, and whose scores are the ids of each sample.
 
-    Audited samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave.
+    Audited samples carry their ids as states. `unsure(ids, point)` says which samples are not sure enough to leave,
+    `broken(ids)` whose answers are not finite, and `memory` how many tokens a batch may hold, padding among them.
     """
 
     packs = False
 
-    def __init__(self, unsure: Callable[[list[int], OperatingPoint], bool] = lambda ids, point: False) -> None:
+    def __init__(
+        self,
+        unsure: Callable[[list[int], OperatingPoint], bool] = lambda ids, point: False,
+        broken: Callable[[list[int]], bool] = lambda ids: False,
+        memory: float = math.inf,
+    ) -> None:
         self.batches: list[tuple[Sequence[Tokens | Prefilled], asyncio.Future[Scores]]] = []
         self.plans: list[MuxPlan] = []
         self._unsure = unsure
+        self._broken = broken
+        self._memory = memory
         self._asked: list[Steps] = []
 
     def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
@@ -75,11 +84,16 @@ class ManualDevice:
     def finish(self) -> None:
         samples, future = self.batches.pop(0)
         steps = self._asked.pop(0)
+        if len(samples) * max(map(len, samples)) > self._memory:
+            future.set_exception(MemoryError())
+            return
         ids = [ids_of(sample) for sample in samples]
         going = True
         while going:
             unsure = [self._unsure(ids[number], steps.points[number]) for number in steps.step.members]
-            going = steps.advance([0.0 if one else 1.0 for one in unsure]) is not None
+            broken = [self._broken(ids[number]) for number in steps.step.members]
+            confidences = [math.nan if nan else float(not one) for nan, one in zip(broken, unsure, strict=True)]
+            going = steps.advance(confidences) is not None
             if going:
                 self.plans.append(steps.step.plan)
         kept = {
@@ -91,10 +105,11 @@ class ManualDevice:
         future.set_result(Scores(scores, scores, 0.001, kept, steps.tokens))
 
     def fail(self) -> set[int]:
+        """The request that this leaves no doubt about, if any."""
         samples, future = self.batches.pop(0)
-        self._asked.pop(0)
+        points = self._asked.pop(0).points
         future.set_exception(RuntimeError("the device failed"))
-        return {ids_of(sample)[0] for sample in samples}
+        return {ids_of(sample)[0] for sample in samples} if points == [PLAIN] else set()
 
 
 def ids_of(sample: Tokens | Prefilled) -> list[int]:
@@ -396,20 +411,61 @@ async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() ->
     await batcher.close()
 
 
-async def test_a_failing_batch_fails_its_requests_only() -> None:
-    device = ManualDevice()
+@given(
+    st.lists(st.tuples(st.integers(2, 30), st.booleans()), min_size=1, max_size=30),
+    st.sampled_from([math.inf, 60, 20]),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+)
+def test_a_failing_batch_fails_the_culprits_only(
+    texts: list[tuple[int, bool]], memory: float, max_width: int, guaranteed: bool
+) -> None:
+    async def scenario() -> None:
+        # Every text with a flag is answered with NaN, and those of more tokens than the memory holds with nothing.
+        device = ManualDevice(broken=lambda ids: texts[ids[0]][1], memory=memory)
+        batcher = batcher_on(device)
+        terms = Terms(max_width, guaranteed=guaranteed)
+        requests = [batcher.submit(samples_of(n, [length]), terms) for n, (length, _) in enumerate(texts)]
+        await settle()
+        while device.batches:
+            device.finish()
+            await settle()
+        for number, (request, (length, broken)) in enumerate(zip(requests, texts, strict=True)):
+            if broken or length > memory:
+                assert isinstance(request.answers.exception(), InferenceFailed)
+            else:
+                assert request.answers.result().items[0].probs == [number, 0]
+
+    asyncio.run(scenario())
+
+
+async def test_only_the_culprits_composite_is_tried_again() -> None:
+    device = ManualDevice(broken=lambda ids: ids[0] == 5)
     batcher = batcher_on(device)
-    # The first request needs two batches; the first of them fails.
-    broken = batcher.submit(samples_of(0, [20] * 3), Terms(4, 0))
-    sound = batcher.submit(samples_of(1, [20]), Terms(4, 0))
-    await settle()
-    assert device.fail() == {0}
+    requests = [batcher.submit(samples_of(number, [5]), Terms(4)) for number in range(8)]
     await settle()
     while device.batches:
         device.finish()
         await settle()
-    assert isinstance(broken.answers.exception(), InferenceFailed)
-    assert sound.answers.result().items[0].probs == [1, 0]
+    groups = [(group.point.width, len(group.members)) for plan in device.plans for group in plan.groups]
+    assert groups == [(4, 8), (1, 2), (1, 2), (1, 1)]
+    assert [type(request.answers.exception()) for request in requests] == [
+        InferenceFailed if number == 5 else type(None) for number in range(8)
+    ]
+    assert [request.answers.result().items[0].point.width for request in requests[:5]] == [4, 4, 4, 4, 1]
+
+
+async def test_a_lost_device_is_told_to_whoever_waits_and_to_the_owner() -> None:
+    device = ManualDevice()
+    batcher = batcher_on(device)
+    pending = batcher.submit(samples_of(0, [5] * 3), Terms(4))
+    await settle()
+    _, future = device.batches.pop()
+    future.set_exception(DeviceLost())
+    await settle()
+    assert batcher.lost.done()
+    assert not device.batches
+    assert isinstance(pending.answers.exception(), DeviceLost)
 
 
 @pytest.mark.parametrize("max_width", [1, 2, 4])
@@ -501,7 +557,7 @@ async def test_no_text_outside_the_scope_changes_an_answer(tiny_bundle: Bundle, 
     engine.close()
 
 
-async def test_nan_is_a_failed_batch(tiny_bundle: Bundle) -> None:
+async def test_nan_is_a_failed_request(tiny_bundle: Bundle) -> None:
     points = served_points(tiny_bundle.classifier.points, LAYERS)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
