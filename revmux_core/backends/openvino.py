@@ -166,13 +166,13 @@ class OpenVinoExecutor:
         """`Multiplexer.multiplex`, of the positions that hold text only."""
         union = mask.amax(dim=1)
         held = union.flatten().nonzero().squeeze(1)
-        rows, width, length = mask.shape
+        _, width, length = mask.shape
         count = -(-len(held) // POSITION_STEP) * POSITION_STEP
         # Composite `held // length` at position `held % length`, of each of its samples.
         source = torch.zeros(count, width, dtype=torch.long)
         first = held + held // length * length * (width - 1)
         source[: len(held)] = first.unsqueeze(1) + torch.arange(width) * length
-        states = hidden.reshape(rows * width * length, -1).index_select(0, source.flatten()).unflatten(0, (count, width))
+        states = hidden.flatten(0, 2).index_select(0, source.flatten()).unflatten(0, (count, width))
         if multiplexer not in self._programs:
             self._programs[multiplexer] = self._compile(_Mix(multiplexer), multiplexer.width)
         request, mixed = self._programs[multiplexer], torch.empty(len(states), hidden.shape[3])
