@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from revmux_core.backends import BackendName, DtypeName
@@ -16,6 +18,9 @@ from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from server.planner import MuxScope
 
 PREFIX = "REVMUX_"
+
+HASHED = "sha256:"
+"""Before an API key's SHA-256, as sha256sum prints it, in place of the key."""
 
 
 class SettingsError(RevmuxError):
@@ -80,8 +85,11 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         30, ge=0, le=3600, allow_inf_nan=False, description="Seconds to answer admitted requests after SIGTERM."
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Accepted API keys, with commas between them; none leaves the server open."
+    api_keys: Annotated[tuple[bytes, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="Accepted API keys, or sha256:HASH in a key's place, with commas between them; none leaves the "
+        "server open. Only hashes are kept.",
     )
     shadow_share: float = Field(
         0.01, ge=0, le=1, description="Share of inputs that are audited: answered plain as well, and compared."
@@ -97,8 +105,8 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+    def _hash_keys(cls, value: Any) -> Any:
+        return [_digest(key.strip()) for key in value.split(",") if key.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:
@@ -152,6 +160,16 @@ class Settings(BaseSettings):
         if isinstance(self.width, str):
             return list(cascades)
         return [(cascade, speedup) for cascade, speedup in cascades if 1 < cascade.width <= self.width]
+
+
+def _digest(key: str) -> bytes:
+    """SHA-256 of an API key, 32 bytes. Unsalted and quick: what protects a key is that it is long and random."""
+    if not key.startswith(HASHED):
+        return hashlib.sha256(key.encode()).digest()
+    digits = key.removeprefix(HASHED)
+    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
+        raise ValueError(f"{HASHED} must be followed by 64 hexadecimal digits, as `printf %s KEY | sha256sum` prints")
+    return bytes.fromhex(digits)
 
 
 def read_settings(**flags: Any) -> Settings:

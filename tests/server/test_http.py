@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -346,11 +347,15 @@ def test_openapi_documents_every_error(client: httpx.Client) -> None:
 
 
 def test_keys_are_asked_for_where_they_are_set(tiny_bundle: Bundle) -> None:
-    with running_server(lambda: tiny_bundle, api_keys="first,second") as (client, _):
+    hashed = f"sha256:{sha256('zweiter schlüssel'.encode()).hexdigest()}"
+    with running_server(lambda: tiny_bundle, api_keys=f"first,{hashed}") as (client, _):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer firs"}):
-            refused = client.post("/classify", json={"input": "a"}, headers=headers)
+
+        def ask(**headers: bytes) -> httpx.Response:
+            return client.post("/classify", json={"input": "a"}, headers=headers)
+
+        for refused in (ask(), *(ask(authorization=f"Bearer {key}".encode()) for key in ("wrong", "firs", hashed))):
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
-        accepted = client.post("/classify", json={"input": "a"}, headers={"authorization": "Bearer second"})
-        assert accepted.status_code == 200
+        for key in ("first", "zweiter schlüssel"):
+            assert ask(authorization=f"Bearer {key}".encode()).status_code == 200
         assert client.get("/v1/models").status_code == 401
