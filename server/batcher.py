@@ -7,6 +7,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -167,6 +168,8 @@ class Batcher:
         self._audits: WaitingQueue[_Entry] = WaitingQueue()
         self._retries: deque[tuple[list[_Entry], MuxPlan]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        # A batch is of many requests, so it must not take the context, and with that the log lines, of one.
+        self._context = Context()
         self._dispatch_due = False
         self._report_due = False
         self._arrivals = 0
@@ -220,7 +223,7 @@ class Batcher:
         if not self._dispatch_due:
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
             self._dispatch_due = True
-            loop.call_soon(self._dispatch)
+            loop.call_soon(self._dispatch, context=self._context)
         return pending
 
     def withdraw(self, pending: Pending) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -13,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from server.logs import set_up_logs
 from server.settings import Settings
 
 LENGTH = struct.Struct(">I")
@@ -46,8 +46,7 @@ class SupervisorLine:
         os.dup2(2, 1)
         (length,) = LENGTH.unpack(self._read(LENGTH.size))
         self.settings: Settings = pickle.loads(self._read(length))
-        level = self.settings.log_level.upper()
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        set_up_logs(self.settings)
 
     def listen(self, obey: Mapping[bytes, Callable[[], object]]) -> None:
         """From now on calls, in a thread, what is to be done when the supervisor says so; and ends with it."""

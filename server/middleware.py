@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
+from server.logs import REQUEST_ID, unquoted
 from server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Observe:
         start = time.perf_counter()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -46,11 +48,11 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if status:
-                raise
-            await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
+        except Exception as error:
+            logger.error("the request failed", exc_info=unquoted(error))
+            # Of an answer that was begun, the rest is missing: the connection is closed.
+            if not status:
+                await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
         finally:
             # The route's template, never the path that the client sent.
             path = getattr(scope.get("route"), "path", "unknown")
@@ -118,6 +120,9 @@ class Direct:
         try:
             response = await route.endpoint(request)
         except errors.ServiceError as error:
+            if isinstance(error, errors.InferenceFailed):
+                # The cause is logged once, with the batch.
+                logger.error("the batch that held the request failed")
             response = errors.answer(error, route.path)
         except ClientDisconnect:
             response = errors.answer(errors.ClientDisconnected(), route.path)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 from server import __version__
 from server.inprocess import InProcess
 from server.loading import bundle_reader
+from server.logs import set_up_logs
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
@@ -20,7 +19,7 @@ def serve(settings: Settings) -> None:
 
     Raises `RevmuxError` for a setting or a bundle that cannot be served.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(settings)
     service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
     listener = listen(settings)
     url = url_of(listener)

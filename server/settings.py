@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     tenant_share: float = Field(
         0.5, gt=0, le=1, description="Share of the queue that one of several tenants may fill before it gets 429."
     )
+    log_format: Literal["text", "json"] = Field("text", description="Logs as lines of text, or one JSON object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe logs to write.")
 
     @field_validator("api_keys", mode="before")

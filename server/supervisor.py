@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from revmux_core.errors import RevmuxError
 from server.child import DRAIN, END, ENGINE, handover
+from server.logs import set_up_logs
 from server.settings import Settings, SettingsError
 from server.web import listen, url_of
 
@@ -186,7 +187,7 @@ def supervise(settings: Settings) -> None:
 
     Raises `RevmuxError` for a setting or a bundle that cannot be served.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(settings)
     if sys.platform != "linux":
         raise SettingsError("http_workers", "needs Linux, which spreads connections over processes: use 0 here")
     # Alone at first: another server's port must be an error, not be shared with it.

@@ -42,6 +42,7 @@ def serve(
     shadow_share: Annotated[float | None, _setting("shadow_share")] = None,
     mux_scope: Annotated[str | None, _setting("mux_scope")] = None,
     tenant_share: Annotated[float | None, _setting("tenant_share")] = None,
+    log_format: Annotated[str | None, _setting("log_format")] = None,
     log_level: Annotated[str | None, _setting("log_level")] = None,
 ) -> None:
     """Serve a bundle over HTTP until SIGTERM; every option can also be set by its environment variable."""
