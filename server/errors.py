@@ -56,6 +56,28 @@ class UnknownModel(ServiceError):
     meaning = "No such model is loaded."
 
 
+class RequestTimeout(ServiceError):
+    status, kind = 408, "RequestTimeoutError"
+    meaning = "The request did not arrive in time."
+
+    def __init__(self, part: str, seconds: float) -> None:
+        super().__init__(
+            f"the request's {part} did not arrive within {seconds:g} s: send it faster, or in smaller requests",
+            headers={"Connection": "close"},
+        )
+
+
+class HeadTooLarge(ServiceError):
+    status, kind = 431, "RequestHeadersTooLargeError"
+    meaning = "The request's headers are too large."
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"the request's headers are larger than {most} bytes: send fewer or shorter ones",
+            headers={"Connection": "close"},
+        )
+
+
 class RequestTooLarge(ServiceError):
     status, kind = 413, "RequestTooLargeError"
     meaning = "The body is too large, or holds too many inputs."
@@ -117,7 +139,10 @@ class InternalError(ServiceError):
 
 class Unavailable(ServiceError):
     status, kind, tei_kind = 503, "ServiceUnavailableError", "Unhealthy"
-    meaning = "The model is being loaded, or the server is shutting down: try again after `Retry-After` seconds."
+    meaning = (
+        "The model is being loaded, or the server is shutting down or has too many connections: try again after "
+        "`Retry-After` seconds."
+    )
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message, headers={"Retry-After": str(seconds)})
@@ -128,6 +153,12 @@ class DeviceLost(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the device failed and the model is loaded again: repeat the request", DEVICE_RETRY)
+
+
+class TooManyConnections(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("the server has too many connections: try again in 1 s, or keep fewer open", 1)
+        self.headers["Connection"] = "close"
 
 
 class DeadlineExceeded(ServiceError):

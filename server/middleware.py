@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import errors
 from server.logs import REQUEST_ID, unquoted
 from server.metrics import Metrics
+from server.protocol import REFUSAL
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,10 @@ class Observe:
 
 
 class LimitBody:
-    """Refuses a body of more than `max_bytes`, by its announced length or while it streams in."""
+    """Refuses a body of more than `max_bytes`, by its announced length or while it streams in.
+
+    And whatever the connection found to be out of bounds, see `server.protocol`.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -71,6 +75,9 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if REFUSAL in scope:
+            await errors.answer(scope[REFUSAL], scope["path"])(scope, receive, send)
+            return
         announced = _header(scope, b"content-length")
         received = 0
 
@@ -79,6 +86,8 @@ class LimitBody:
             if announced is not None and announced.isdigit() and int(announced) > self._max_bytes:
                 raise self._too_large()
             message = await receive()
+            if REFUSAL in scope:
+                raise scope[REFUSAL]
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_bytes:

@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(262144, ge=1, description="Tokens that may wait before requests are refused (429).")
     max_items_per_request: int = Field(1024, ge=1, description="Inputs of one request, at most (413).")
     max_body_bytes: int = Field(4 * 2**20, ge=1, description="Bytes of a request's body, at most (413).")
+    max_connections: int = Field(
+        4096, ge=1, description="Connections of one process, at most (503); each also takes an open file (ulimit -n)."
+    )
     default_timeout_ms: float = Field(
         60_000, gt=0, le=3_600_000, description="Time to answer a request that names no timeout_ms (504)."
     )

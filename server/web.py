@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.protocol import BoundedProtocol
 from server.service import Service, State
 from server.settings import Settings, SettingsError
 
@@ -27,6 +28,20 @@ BUSY_TICK, IDLE_TICK = 0.1, 1.0
 date in the answers' heads needs them. Ten looks a second took 0.2% of a core of a server that had nothing to do."""
 
 
+def http_config(service: Service) -> uvicorn.Config:
+    """How uvicorn serves the application around `service`."""
+    return uvicorn.Config(
+        create_app(service),
+        http=BoundedProtocol,
+        limit_concurrency=service.settings.max_connections,
+        log_config=None,
+        # The metrics count requests; a line for each would cost more than the rest of the HTTP layer.
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        ws="none",
+    )
+
+
 class DrainingServer(uvicorn.Server):
     """Answers what was admitted before it stops.
 
@@ -36,16 +51,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, service: Service, announce: Callable[[], None]) -> None:
         """`announce` is called once, when the model can be asked for the first time."""
-        super().__init__(
-            uvicorn.Config(
-                create_app(service),
-                log_config=None,
-                # The metrics count requests; a line for each would cost more than the rest of the HTTP layer.
-                access_log=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                ws="none",
-            )
-        )
+        super().__init__(http_config(service))
         self._service = service
         self._announce = announce
         self._drain_until: float | None = None

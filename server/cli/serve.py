@@ -36,6 +36,7 @@ def serve(
     max_queue_tokens: Annotated[int | None, _setting("max_queue_tokens")] = None,
     max_items_per_request: Annotated[int | None, _setting("max_items_per_request")] = None,
     max_body_bytes: Annotated[int | None, _setting("max_body_bytes")] = None,
+    max_connections: Annotated[int | None, _setting("max_connections")] = None,
     default_timeout_ms: Annotated[float | None, _setting("default_timeout_ms")] = None,
     drain_timeout: Annotated[float | None, _setting("drain_timeout")] = None,
     api_keys: Annotated[str | None, _setting("api_keys")] = None,

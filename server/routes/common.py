@@ -17,8 +17,10 @@ from server.service import Service
 WORK_ERRORS: tuple[type[ServiceError], ...] = (
     errors.InvalidRequest,
     errors.Unauthorized,
+    errors.RequestTimeout,
     errors.RequestTooLarge,
     errors.QueueFull,
+    errors.HeadTooLarge,
     errors.InferenceFailed,
     errors.Unavailable,
     errors.DeadlineExceeded,

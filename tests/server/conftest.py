@@ -14,12 +14,11 @@ import pytest
 import uvicorn
 
 from revmux_core.bundle import Bundle, load_bundle
-from server.app import create_app
 from server.inprocess import InProcess
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import read_settings
-from server.web import listen, url_of
+from server.web import http_config, listen, url_of
 
 # The same examples every time, and no verdict on a busy machine's speed.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -68,7 +67,7 @@ def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[h
     settings = read_settings(**{"port": 0, "shadow_share": 0, **flags})
     service = Service(settings, InProcess(settings, load), Metrics("test"))
     listener = listen(settings)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False))
+    server = uvicorn.Server(http_config(service))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     transport = httpx.HTTPTransport(retries=3)

@@ -338,8 +338,8 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
 def test_openapi_documents_every_error(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     for path, statuses in {
-        "/classify": {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
-        "/predict": {"200", "400", "401", "413", "429", "500", "503", "504"},
+        "/classify": {"200", "400", "401", "404", "408", "413", "429", "431", "500", "503", "504"},
+        "/predict": {"200", "400", "401", "408", "413", "429", "431", "500", "503", "504"},
     }.items():
         assert set(paths[path]["post"]["responses"]) == statuses
         assert paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
