@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import __version__, errors
-from server.middleware import Direct, LimitBody, Observe
-from server.routes import classify, predict, status
+from server.middleware import Direct, LimitBody, Observe, SplitPorts
+from server.routes import classify, operator, predict, status
 from server.service import Service
 
 DESCRIPTION = "Text classification that multiplexes several requests into one composite sequence."
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="RevMUX Server", description=DESCRIPTION, version=__version__, lifespan=lifespan)
     app.state.service = service
-    for router in (classify.router, predict.router, status.router):
+    for router in (classify.router, predict.router, status.router, operator.router):
         app.include_router(router)
     app.add_exception_handler(errors.ServiceError, errors.on_service_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
@@ -42,6 +42,8 @@ def create_app(service: Service) -> FastAPI:
     service.metrics.expect_failures([route.path for route in work if isinstance(route, APIRoute)])
     app.add_middleware(Direct, routes=work)
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
+    if service.settings.metrics_port is not None:
+        app.add_middleware(SplitPorts, port=service.settings.metrics_port, routes=operator.router.routes)
     # Added last, so outermost.
     app.add_middleware(Observe, metrics=service.metrics)
     return app

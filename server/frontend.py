@@ -12,7 +12,7 @@ from server.child import DRAIN, END, ENGINE, SupervisorLine
 from server.metrics import Metrics
 from server.remote import Remote
 from server.service import Service
-from server.web import DrainingServer, listen
+from server.web import DrainingServer, listen_all
 
 
 class FrontEndServer(DrainingServer):
@@ -50,7 +50,7 @@ def main() -> None:
     server = FrontEndServer(service, line)
     # The modules last: what collects garbage need not look at them again and again.
     gc.freeze()
-    server.run([listen(line.settings, shared=True)])
+    server.run(listen_all(line.settings, shared=True))
     if service.failure is not None:
         raise service.failure
 

@@ -104,6 +104,23 @@ class LimitBody:
         )
 
 
+class SplitPorts:
+    """Answers the paths of `routes` on `port` alone, and nothing else there."""
+
+    def __init__(self, app: ASGIApp, port: int, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._port = port
+        self._paths = {route.path for route in routes if isinstance(route, APIRoute)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The port that the connection came in by; what the Host header says is the client's to choose.
+        if scope["type"] == "http" and (scope["server"][1] == self._port) != (scope["path"] in self._paths):
+            error = errors.UnknownPath("there is no such path on this port")
+            await errors.answer(error, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class Direct:
     """Innermost: calls the endpoints of `routes`, which read the request and write the answer themselves.
 

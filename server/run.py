@@ -9,7 +9,7 @@ from server.logs import set_up_logs
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
-from server.web import DrainingServer, listen, url_of
+from server.web import DrainingServer, listen_all, url_of
 
 
 def serve(settings: Settings) -> None:
@@ -21,8 +21,8 @@ def serve(settings: Settings) -> None:
     """
     set_up_logs(settings)
     service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
-    listener = listen(settings)
-    url = url_of(listener)
-    DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run([listener])
+    listeners = listen_all(settings)
+    url = url_of(listeners[0])
+    DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run(listeners)
     if service.failure is not None:
         raise service.failure

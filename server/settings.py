@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     base: Path | None = Field(None, description="Folder of the base model; found by itself where this is left out.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of its own for /metrics, which --port then does not answer."
+    )
     http_workers: int = Field(
         0,
         ge=0,
@@ -119,6 +122,12 @@ class Settings(BaseSettings):
                 "max_items_per_request",
                 "must not be above --max-queue-items, or such a request could never be admitted",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.metrics_port == self.port:
+            raise SettingsError("metrics_port", "is --port too: leave it out to have /metrics there")
         return self
 
     @model_validator(mode="after")

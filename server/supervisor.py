@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -22,7 +22,7 @@ from revmux_core.errors import RevmuxError
 from server.child import DRAIN, END, ENGINE, handover
 from server.logs import set_up_logs
 from server.settings import Settings, SettingsError
-from server.web import listen, url_of
+from server.web import listen_all, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -191,21 +191,26 @@ def supervise(settings: Settings) -> None:
     if sys.platform != "linux":
         raise SettingsError("http_workers", "needs Linux, which spreads connections over processes: use 0 here")
     # Alone at first: another server's port must be an error, not be shared with it.
-    with listen(settings) as alone:
-        url, family, address = url_of(alone), alone.family, alone.getsockname()
+    with ExitStack() as alone:
+        listeners = [alone.enter_context(listener) for listener in listen_all(settings)]
+        url = url_of(listeners[0])
+        addresses = [(listener.family, listener.getsockname()) for listener in listeners]
     with (
-        # Never listens: it keeps the port ours while no front end does.
-        socket.socket(family) as reservation,
+        ExitStack() as reservations,
         tempfile.TemporaryDirectory(prefix="revmux-", ignore_cleanup_errors=True) as folder,
         socket.socket(socket.AF_UNIX) as engine_listener,
     ):
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(address)
+        for family, address in addresses:
+            # Never listens: it keeps the port ours while no front end does.
+            reservation = reservations.enter_context(socket.socket(family))
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reservation.bind(address)
         # Outlives engines: a front end that connects while there is none waits for the next.
         engine_listener.bind(f"{folder}/{ENGINE}")
         engine_listener.listen(4 * settings.http_workers)
-        resolved = settings.model_copy(update={"host": address[0], "port": address[1]})
+        host, port = addresses[0][1][:2]
+        resolved = settings.model_copy(update={"host": host, "port": port})
         asyncio.run(_supervise(resolved, url, Path(folder), engine_listener))
 
 

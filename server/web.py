@@ -102,12 +102,19 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def listen(settings: Settings, shared: bool = False) -> socket.socket:
-    """A listening socket; `shared` with other processes, among which the system spreads connections.
+def listen_all(settings: Settings, shared: bool = False) -> list[socket.socket]:
+    """The listening sockets of all ports, that of `port` first; as `listen`."""
+    fields = ["port"] if settings.metrics_port is None else ["port", "metrics_port"]
+    return [listen(settings, shared, field) for field in fields]
+
+
+def listen(settings: Settings, shared: bool = False, field: str = "port") -> socket.socket:
+    """A listening socket of the port that is set as `field`; `shared` with other processes, among which the system
+    spreads connections.
 
     Raises `SettingsError` where the address cannot be had.
     """
-    host, port = settings.host, settings.port
+    host, port = settings.host, getattr(settings, field)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -115,7 +122,7 @@ def listen(settings: Settings, shared: bool = False) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, reuse_port=shared)
     except OSError as error:
-        raise SettingsError("port", f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
+        raise SettingsError(field, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
 
 
 def url_of(listener: socket.socket) -> str:

@@ -22,6 +22,7 @@ def serve(
     base: Annotated[Path | None, _setting("base")] = None,
     host: Annotated[str | None, _setting("host")] = None,
     port: Annotated[int | None, _setting("port")] = None,
+    metrics_port: Annotated[int | None, _setting("metrics_port")] = None,
     http_workers: Annotated[int | None, _setting("http_workers")] = None,
     width: Annotated[str | None, _setting("width")] = None,
     point: Annotated[str | None, _setting("point")] = None,

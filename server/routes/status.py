@@ -1,4 +1,4 @@
-"""What the server is, whether it may be sent work, and what it measured."""
+"""What the server is, and whether it may be sent work."""
 
 from __future__ import annotations
 
@@ -82,10 +82,3 @@ async def ready(request: Request) -> Response:
     """200 only while the model is loaded, warm, and not draining."""
     state = service_of(request).state
     return JSONResponse({"status": state}, 200 if state is State.READY else 503)
-
-
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request) -> Response:
-    """Prometheus text, or OpenMetrics where the `Accept` header asks for it."""
-    body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))
-    return Response(body, headers={"content-type": content_type})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from server.inprocess import InProcess
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import read_settings
-from server.web import http_config, listen, url_of
+from server.web import http_config, listen_all, url_of
 
 # The same examples every time, and no verdict on a busy machine's speed.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -66,13 +67,13 @@ def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[h
     drawn at random, and run batches of their own."""
     settings = read_settings(**{"port": 0, "shadow_share": 0, **flags})
     service = Service(settings, InProcess(settings, load), Metrics("test"))
-    listener = listen(settings)
+    listeners = listen_all(settings)
     server = uvicorn.Server(http_config(service))
-    thread = threading.Thread(target=server.run, args=([listener],))
+    thread = threading.Thread(target=server.run, args=(listeners,))
     thread.start()
     transport = httpx.HTTPTransport(retries=3)
     try:
-        with httpx.Client(base_url=url_of(listener), timeout=30, transport=transport) as client:
+        with httpx.Client(base_url=url_of(listeners[0]), timeout=30, transport=transport) as client:
             yield client, service
     finally:
         server.should_exit = True
@@ -87,6 +88,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
             return
         waiting.wait(0.01)
     raise AssertionError("the condition did not come about")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
