@@ -22,7 +22,7 @@ def serve(settings: Settings) -> None:
     set_up_logs(settings)
     service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
     listeners = listen_all(settings)
-    url = url_of(listeners[0])
+    url = url_of(listeners[0], settings.ssl_certfile is not None)
     DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run(listeners)
     if service.failure is not None:
         raise service.failure

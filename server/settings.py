@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="Port of its own for /metrics, which --port then does not answer."
     )
+    ssl_certfile: Path | None = Field(
+        None, description="Certificate chain (PEM) to speak TLS with; may hold the private key as well."
+    )
+    ssl_keyfile: Path | None = Field(None, description="The certificate's private key (PEM), unencrypted.")
     http_workers: int = Field(
         0,
         ge=0,
@@ -128,6 +132,12 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         if self.metrics_port == self.port:
             raise SettingsError("metrics_port", "is --port too: leave it out to have /metrics there")
+        return self
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise SettingsError("ssl_certfile", "is missing: name the certificate of --ssl-keyfile")
         return self
 
     @model_validator(mode="after")

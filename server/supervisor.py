@@ -22,7 +22,7 @@ from revmux_core.errors import RevmuxError
 from server.child import DRAIN, END, ENGINE, handover
 from server.logs import set_up_logs
 from server.settings import Settings, SettingsError
-from server.web import listen_all, url_of
+from server.web import listen_all, tls_context, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def supervise(settings: Settings) -> None:
     # Alone at first: another server's port must be an error, not be shared with it.
     with ExitStack() as alone:
         listeners = [alone.enter_context(listener) for listener in listen_all(settings)]
-        url = url_of(listeners[0])
+        url = url_of(listeners[0], tls_context(settings) is not None)
         addresses = [(listener.family, listener.getsockname()) for listener in listeners]
     with (
         ExitStack() as reservations,

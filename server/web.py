@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,8 +29,33 @@ BUSY_TICK, IDLE_TICK = 0.1, 1.0
 date in the answers' heads needs them. Ten looks a second took 0.2% of a core of a server that had nothing to do."""
 
 
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What TLS is spoken with, None where there is no certificate. Raises `SettingsError` for files that do not do."""
+    if settings.ssl_certfile is None:
+        return None
+    for field in ("ssl_certfile", "ssl_keyfile"):
+        path = getattr(settings, field)
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            raise SettingsError(field, f"{path} cannot be read: {error.strerror}") from error
+
+    def password() -> str:
+        # Asked for where a key is encrypted. OpenSSL's own way is to wait for somebody to type it.
+        raise SettingsError("ssl_keyfile", "is encrypted: name an unencrypted one, which nobody else can read")
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password)
+    except ssl.SSLError as error:
+        raise SettingsError("ssl_certfile", f"is no PEM certificate with its private key ({error.reason})") from error
+    return context
+
+
 def http_config(service: Service) -> uvicorn.Config:
-    """How uvicorn serves the application around `service`."""
+    """How uvicorn serves the application around `service`. Raises `SettingsError` where it cannot."""
+    tls = tls_context(service.settings)
     return uvicorn.Config(
         create_app(service),
         http=BoundedProtocol,
@@ -38,6 +64,7 @@ def http_config(service: Service) -> uvicorn.Config:
         # The metrics count requests; a line for each would cost more than the rest of the HTTP layer.
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         ws="none",
     )
 
@@ -125,6 +152,6 @@ def listen(settings: Settings, shared: bool = False, field: str = "port") -> soc
         raise SettingsError(field, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, tls: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -23,6 +23,8 @@ def serve(
     host: Annotated[str | None, _setting("host")] = None,
     port: Annotated[int | None, _setting("port")] = None,
     metrics_port: Annotated[int | None, _setting("metrics_port")] = None,
+    ssl_certfile: Annotated[Path | None, _setting("ssl_certfile")] = None,
+    ssl_keyfile: Annotated[Path | None, _setting("ssl_keyfile")] = None,
     http_workers: Annotated[int | None, _setting("http_workers")] = None,
     width: Annotated[str | None, _setting("width")] = None,
     point: Annotated[str | None, _setting("point")] = None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,9 +74,12 @@ def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[h
     server = uvicorn.Server(http_config(service))
     thread = threading.Thread(target=server.run, args=(listeners,))
     thread.start()
-    transport = httpx.HTTPTransport(retries=3)
+    certificate = settings.ssl_certfile
+    trusted = True if certificate is None else ssl.create_default_context(cafile=certificate)
+    transport = httpx.HTTPTransport(verify=trusted, retries=3)
     try:
-        with httpx.Client(base_url=url_of(listeners[0]), timeout=30, transport=transport) as client:
+        url = url_of(listeners[0], certificate is not None)
+        with httpx.Client(base_url=url, timeout=30, transport=transport) as client:
             yield client, service
     finally:
         server.should_exit = True
@@ -93,6 +99,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, signed by itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True)
+    return certificate, key
 
 
 @pytest.fixture(scope="module")

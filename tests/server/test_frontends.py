@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import running_server, wait_until
+from conftest import free_port, running_server, wait_until
 
 from loadtest.processes import tree
 from revmux_core.bundle import Bundle, load_bundle
@@ -86,9 +87,10 @@ def status(client: httpx.Client, path: str) -> int | None:
 
 
 @contextmanager
-def running(bundle: Path) -> Iterator[Running]:
-    options = {"bundle": bundle, "http-workers": FRONT_ENDS, "port": 0, "threads": 1, "shadow-share": 0, "width": "max"}
-    options |= {"max-items-per-request": MANY}
+def running(bundle: Path, trusted: Path | None = None, **more: object) -> Iterator[Running]:
+    """A server with the options `more` beside those of all tests; `trusted` is its certificate, where it speaks TLS."""
+    options: dict[str, object] = {"bundle": bundle, "http-workers": FRONT_ENDS, "port": 0, "threads": 1}
+    options |= {"shadow-share": 0, "width": "max", "max-items-per-request": MANY, **more}
     command = [sys.executable, "-m", "server.cli", "serve"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -96,7 +98,8 @@ def running(bundle: Path) -> Iterator[Running]:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
             limits = httpx.Limits(max_keepalive_connections=0)
-            with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
+            verify = True if trusted is None else ssl.create_default_context(cafile=trusted)
+            with httpx.Client(base_url=url, timeout=30, limits=limits, verify=verify) as client:
                 yield Running(process, url, client)
         finally:
             process.kill()
@@ -293,6 +296,19 @@ def test_sigterm_answers_what_was_admitted_then_all_end(server: Running) -> None
         assert any(work.result().status_code == 200 for work in admitted)
         assert server.process.wait(timeout=20) == 0
     wait_until(lambda: not any(map(alive, pids)), 1)
+
+
+def test_every_front_end_has_both_ports_and_speaks_tls(tiny_bundle_path: Path, certificate: tuple[Path, Path]) -> None:
+    chain, key = certificate
+    port = free_port()
+    options = {"metrics-port": port, "ssl-certfile": chain, "ssl-keyfile": key}
+    with running(tiny_bundle_path, chain, **options) as server:
+        for _ in range(16):
+            assert exact(server.client, "a").status_code == 200
+            assert status(server.client, "/metrics") == 404
+        for _ in range(8):
+            metrics = server.client.get(f"https://127.0.0.1:{port}/metrics").text
+            assert 'revmux_requests_total{path="/classify",status="200"} 16.0' in metrics
 
 
 def test_what_cannot_be_served_ends_the_server_with_its_message() -> None:
