@@ -14,13 +14,17 @@ from revmux_core.points import OperatingPoint
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a request asks for beside its samples, the `tenant` it comes from, and the seconds that it has left."""
+    """What a request asks for beside its samples, the `tenant` it comes from, and the seconds that it has left.
+
+    `trace` is its span, see `server.traces.current_trace`.
+    """
 
     max_width: int
     priority: int = 0
     guaranteed: bool = False
     tenant: str = ""
     timeout: float = math.inf
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,15 @@ def create_app(service: Service) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="RevMUX Server", description=DESCRIPTION, version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="RevMUX Server",
+        description=DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        # Spans of requests alone, and only where `server.traces` set them up: its logs quote what exceptions say, and
+        # Prometheus has the metrics.
+        telemetry={"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
+    )
     app.state.service = service
     for router in (classify.router, predict.router, status.router, operator.router):
         app.include_router(router)

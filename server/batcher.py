@@ -25,6 +25,7 @@ from server.planner import Menu, MuxScope, plan_batch
 from server.queue import FairQueue, Rank, WaitingQueue
 from server.retries import failed_alone, halves
 from server.steps import Steps
+from server.traces import record_batch, tracing
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,11 @@ class BatchEngine(Protocol):
 class Pending:
     """An admitted request. `answers` resolves to `Answers`, or to the error that its batch or its owner set."""
 
-    __slots__ = ("_arrived", "_inference_seconds", "_items", "_missing", "answers", "first", "last", "tenant")
+    __slots__ = ("_arrived", "_inference_seconds", "_items", "_missing", "answers", "first", "last", "tenant", "trace")
 
-    def __init__(self, answers: asyncio.Future[Answers], tenant: str, first: Rank, last: Rank, arrived: float) -> None:
+    def __init__(self, answers: asyncio.Future[Answers], terms: Terms, first: Rank, last: Rank, arrived: float) -> None:
         self.answers = answers
-        self.tenant = tenant
+        self.tenant, self.trace = terms.tenant, terms.trace
         self.first, self.last = first, last
         self._arrived = arrived
         self._items: dict[int, Answer] = {}
@@ -202,7 +203,7 @@ class Batcher:
         scope = {"any": None, "tenant": terms.tenant, "request": self._arrivals}[self._mux_scope]
         self._arrivals += len(samples)
         self._adaptive.arrived(new.tokens, loop.time())
-        pending = Pending(loop.create_future(), terms.tenant, ranks[0], ranks[-1], loop.time())
+        pending = Pending(loop.create_future(), terms, ranks[0], ranks[-1], loop.time())
         self._queue.join(
             terms.tenant,
             [
@@ -319,6 +320,16 @@ class Batcher:
                 ):
                     going_on.add(number)
         self._dispatch()
+        if tracing():
+            record_batch(
+                [request.trace for request in requests],
+                seconds,
+                failed=scores is None,
+                samples=len(entries),
+                tokens=steps.tokens,
+                composites=steps.composites,
+                points=sorted({point.name for point in steps.points}),
+            )
         if scores is None:
             return
         self._metrics.observe_batch(len(entries), steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server.logs import set_up_logs
 from server.settings import Settings
+from server.traces import set_up_traces
 
 LENGTH = struct.Struct(">I")
 DRAIN, END = b"d", b"e"
@@ -47,6 +48,7 @@ class SupervisorLine:
         (length,) = LENGTH.unpack(self._read(LENGTH.size))
         self.settings: Settings = pickle.loads(self._read(length))
         set_up_logs(self.settings)
+        set_up_traces()
 
     def listen(self, obey: Mapping[bytes, Callable[[], object]]) -> None:
         """From now on calls, in a thread, what is to be done when the supervisor says so; and ends with it."""

@@ -64,7 +64,9 @@ class FrontEnd(Channel[ToEngine]):
 
     def _submit(self, message: Submit) -> None:
         samples = [Tokens(*fields) for fields in message.samples]
-        terms = Terms(message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout)
+        terms = Terms(
+            message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout, message.trace
+        )
         try:
             pending = self._batcher.submit(samples, terms)
         except QueueFull as error:

@@ -26,6 +26,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     guaranteed: bool
     tenant: str
     timeout: float
+    trace: str | None = None
 
 
 class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=2):

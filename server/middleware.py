@@ -17,6 +17,7 @@ from server import errors
 from server.logs import REQUEST_ID, unquoted
 from server.metrics import Metrics
 from server.protocol import REFUSAL
+from server.traces import name_request
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["route"] = route
+        name_request(scope["method"], route.path)
         request = Request(scope, receive)
         try:
             response = await route.endpoint(request)

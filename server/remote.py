@@ -73,6 +73,7 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             guaranteed=terms.guaranteed,
             tenant=terms.tenant,
             timeout=terms.timeout,
+            trace=terms.trace,
         )
         try:
             self.send(message)

@@ -9,6 +9,7 @@ from server.logs import set_up_logs
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
+from server.traces import set_up_traces
 from server.web import DrainingServer, listen_all, url_of
 
 
@@ -20,6 +21,7 @@ def serve(settings: Settings) -> None:
     Raises `RevmuxError` for a setting or a bundle that cannot be served.
     """
     set_up_logs(settings)
+    set_up_traces()
     service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
     listeners = listen_all(settings)
     url = url_of(listeners[0], settings.ssl_certfile is not None)

@@ -31,6 +31,7 @@ from server.metrics import Metrics
 from server.planner import PLAIN_ONLY
 from server.settings import Settings
 from server.tokenization import RequestTokenizer
+from server.traces import current_trace, describe_request, tracing
 from server.watch import Watch
 
 LOADING_RETRY, DRAINING_RETRY = 5, 1
@@ -225,7 +226,10 @@ class Service:
         max_width = widest if work.max_width is None else min(work.max_width, widest)
         if quality == "exact":
             max_width = PLAIN_ONLY
-        terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant, deadline - loop.time())
+        if tracing():
+            describe_request(items=len(samples), tokens=sum(map(len, samples)), quality=quality)
+        left, trace = deadline - loop.time(), current_trace()
+        terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant, left, trace)
         pending = model.batcher.submit(samples, terms)
         watch = Watch(pending, receive, deadline, timeout_ms)
         try:
@@ -234,6 +238,7 @@ class Service:
             watch.stop()
             model.batcher.withdraw(pending)
         self.metrics.queue_duration.observe(answers.queue_seconds)
+        describe_request(queue_seconds=answers.queue_seconds, inference_seconds=answers.inference_seconds)
         unknown = list(map(model.tokenizer.unknown, samples))
         self.metrics.unknown_tokens.inc(sum(unknown))
         return Result(answers, samples, unknown, model.facts)
