@@ -178,7 +178,8 @@ def load_bundle(
     Raises `BundleError` for a bundle that is missing, truncated, altered or too new, or whose base cannot be found;
     `RevmuxError` where `backend` is not installed or does not run on this device.
     """
-    folder = resolve_bundle(name_or_path)
+    # A link that is turned over meanwhile must not mix two bundles.
+    folder = resolve_bundle(name_or_path).resolve()
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     try:

@@ -17,8 +17,8 @@ from server.settings import Settings
 from server.traces import set_up_traces
 
 LENGTH = struct.Struct(">I")
-DRAIN, END = b"d", b"e"
-"""What a process can be told: to refuse new work and report when it is idle; and to end."""
+DRAIN, END, RELOAD = b"d", b"e", b"r"
+"""What a process can be told: to refuse new work and report when it is idle; to end; to read the bundle again."""
 
 ENGINE = "engine"
 """The engine's socket, in the server's folder."""
@@ -39,7 +39,7 @@ class SupervisorLine:
 
     def __init__(self, folder: Path) -> None:
         """`folder` is the server's own, which nobody else could remove after the supervisor was killed."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         self._folder = folder
         # What libraries print must not get between the reports.

@@ -91,15 +91,21 @@ class Engine:
 
     Collation runs in the caller's thread, so that it overlaps with the batch that the device thread computes. A GPU's
     results are awaited in another thread, so that the device thread can launch the next batch meanwhile and the GPU
-    goes on with that at once.
+    goes on with that at once. An engine that takes the place of another, `beside` it, runs in the same threads: the
+    device has one batch at a time, whosever it is.
     """
 
-    def __init__(self, bundle: Bundle, points: Sequence[OperatingPoint], device: torch.device) -> None:
+    def __init__(
+        self, bundle: Bundle, points: Sequence[OperatingPoint], device: torch.device, beside: Engine | None = None
+    ) -> None:
         self._bundle = bundle
         self._points = points
         self._device = device
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-reader")
+        if beside is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
+            self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-reader")
+        else:
+            self._thread, self._reader = beside._thread, beside._reader
         self._part_cost = math.inf
         self._problem = bundle.classifier.backbone.problem
 
@@ -157,6 +163,7 @@ class Engine:
         return DeviceMemory(total, total - free, reserved, allocated)
 
     def close(self) -> None:
+        """Ends the threads, which must not be another engine's any more."""
         self._thread.shutdown()
         self._reader.shutdown()
 

@@ -17,29 +17,75 @@ from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
 from server import __version__
 from server.answers import Answers, Terms
-from server.batcher import Batcher, Pending
+from server.batcher import Pending
 from server.channel import Channel
-from server.child import END, SupervisorLine
+from server.child import END, RELOAD, SupervisorLine
 from server.errors import DeviceLost, QueueFull, QueueTooLong
-from server.loading import bundle_reader, load_model
-from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToEngine, Withdraw
+from server.loading import Loaded, bundle_reader
+from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
+from server.swap import HotSwap
 
 logger = logging.getLogger(__name__)
 
 
-class FrontEnd(Channel[ToEngine]):
-    """A front end that is connected. What it asked for is withdrawn when it is gone."""
+class Served:
+    """A model, and the connections over which front ends ask it."""
 
-    def __init__(self, batcher: Batcher, hello: Hello) -> None:
+    def __init__(self, loaded: Loaded) -> None:
+        self.batcher = loaded.batcher
+        tokenizer = loaded.tokenizer
+        self.hello = Hello(loaded.facts, tokenizer.to_json(), tokenizer.segmented, tokenizer.unknown_id)
+        self._front_ends: set[FrontEnd] = set()
+        self._left = asyncio.Event()
+
+    def join(self, front_end: FrontEnd) -> None:
+        self._front_ends.add(front_end)
+        front_end.send(self.hello)
+
+    def leave(self, front_end: FrontEnd) -> None:
+        self._front_ends.discard(front_end)
+        self._left.set()
+
+    async def replaced(self) -> None:
+        """Tells all front ends that there is another model, and returns once none asks this one any more."""
+        for front_end in self._front_ends:
+            front_end.send(Renewed())
+        while self._front_ends:
+            self._left.clear()
+            await self._left.wait()
+
+
+class Switch:
+    """Gives every front end that connects the model that is served now."""
+
+    def __init__(self) -> None:
+        self._served: Served | None = None
+
+    @property
+    def served(self) -> Served:
+        assert self._served is not None
+        return self._served
+
+    async def to(self, loaded: Loaded) -> None:
+        before, self._served = self._served, Served(loaded)
+        if before is not None:
+            await before.replaced()
+
+
+class FrontEnd(Channel[ToEngine]):
+    """A front end that is connected, to one model. What it asked for is withdrawn when it is gone."""
+
+    def __init__(self, switch: Switch) -> None:
         super().__init__(msgspec.msgpack.Decoder(ToEngine))
-        self._batcher = batcher
-        self._hello = hello
+        self._switch = switch
         self._pending: dict[int, Pending] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.send(self._hello)
+        # Not when it was accepted, a turn of the event loop before: that model may have been replaced since.
+        self._served = self._switch.served
+        self._served.join(self)
 
     def heard(self, message: ToEngine) -> None:
         if isinstance(message, Withdraw):
@@ -50,6 +96,7 @@ class FrontEnd(Channel[ToEngine]):
     def lost(self) -> None:
         for number in list(self._pending):
             self._withdraw(number)
+        self._served.leave(self)
 
     def pause_writing(self) -> None:
         # Who does not read answers may not ask for more; the others do not wait for that.
@@ -68,7 +115,7 @@ class FrontEnd(Channel[ToEngine]):
             message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout, message.trace
         )
         try:
-            pending = self._batcher.submit(samples, terms)
+            pending = self._served.batcher.submit(samples, terms)
         except QueueFull as error:
             self.send(Refused(message.number, error.seconds, isinstance(error, QueueTooLong)))
             return
@@ -79,7 +126,7 @@ class FrontEnd(Channel[ToEngine]):
         pending = self._pending.pop(number, None)
         if pending is not None:
             pending.answers.cancel()
-            self._batcher.withdraw(pending)
+            self._served.batcher.withdraw(pending)
 
     def _answer(self, number: int, done: asyncio.Future[Answers]) -> None:
         if self._pending.pop(number, None) is None:
@@ -101,11 +148,12 @@ class FrontEnd(Channel[ToEngine]):
 
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:
     """Loads the model and answers front ends until the supervisor says that none is left; the exit status."""
-    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    line.listen({END: lambda: loop.call_soon_threadsafe(stopping.set)})
+    loop, stopping, switch = asyncio.get_running_loop(), asyncio.Event(), Switch()
     try:
         metrics = Metrics(__version__, folder)
-        loaded = await asyncio.to_thread(lambda: load_model(line.settings, bundle_reader(line.settings), metrics))
+        swap = HotSwap(line.settings, lambda: bundle_reader(line.settings)(), metrics, switch.to, stopping.set)
+        line.listen({END: lambda: loop.call_soon_threadsafe(stopping.set), RELOAD: swap.reload})
+        await swap.start()
     except Exception as error:
         if not isinstance(error, RevmuxError):
             logger.exception("loading failed")
@@ -114,16 +162,13 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
     # The model lasts: what collects garbage need not look at all of it again and again.
     gc.collect()
     gc.freeze()
-    tokenizer = loaded.tokenizer
-    hello = Hello(loaded.facts, tokenizer.to_json(), tokenizer.segmented, tokenizer.unknown_id)
-    server = await loop.create_unix_server(lambda: FrontEnd(loaded.batcher, hello), sock=listener)
-    # The supervisor starts another process, which gets a device of its own.
-    loaded.batcher.lost.add_done_callback(lambda _: stopping.set())
-    line.report(ready=loaded.facts.name)
+    server = await loop.create_unix_server(lambda: FrontEnd(switch), sock=listener)
+    line.report(ready=switch.served.hello.facts.name)
     await stopping.wait()
     server.close()
-    await loaded.close()
-    return 1 if loaded.batcher.lost.done() else 0
+    await swap.close()
+    # The supervisor starts another process, which gets a device of its own.
+    return 1 if swap.lost else 0
 
 
 def main() -> None:

@@ -48,11 +48,15 @@ class Loaded:
     memory: MemoryWatch | None
     """Of a GPU."""
 
-    async def close(self) -> None:
-        """Ends the device thread, after the batches that run."""
+    async def unload(self) -> None:
+        """Leaves the device thread to the model that took this one's place, after the batches that run."""
         if self.memory is not None:
             self.memory.close()
         await self.batcher.close()
+
+    async def close(self) -> None:
+        """Ends the device thread, after the batches that run."""
+        await self.unload()
         self.engine.close()
 
 
@@ -67,8 +71,11 @@ def bundle_reader(settings: Settings) -> Callable[[], Bundle]:
     return partial(load_bundle, settings.bundle, settings.base, device, dtype, settings.backend, sharded)
 
 
-def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics) -> Loaded:
-    """Loads what `load` reads, warms it up and describes it to `metrics`. It takes seconds.
+def load_model(
+    settings: Settings, load: Callable[[], Bundle], metrics: Metrics, beside: Engine | None = None
+) -> Loaded:
+    """Loads what `load` reads and warms it up, in the threads of the engine `beside` where one answers meanwhile. It
+    takes seconds.
 
     Raises `RevmuxError` for a setting or a bundle that cannot be served.
     """
@@ -95,7 +102,7 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
         )
     default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     max_batch_tokens = settings.max_batch_tokens or default
-    engine = Engine(bundle, menu.points, device)
+    engine = Engine(bundle, menu.points, device, beside)
     timings = engine.warm_up(max_batch_tokens)
     length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
     rungs = ladder(menu, CostModel.fit(timings), max_batch_tokens, length)
@@ -109,10 +116,6 @@ def load_model(settings: Settings, load: Callable[[], Bundle], metrics: Metrics)
     speed = 1 / rungs[-1].seconds_per_token
     batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, speed, settings.mux_scope)
     facts = _describe(bundle, menu, quality, max_batch_tokens)
-    metrics.describe_model(facts.name, facts.base, ",".join(map(str, facts.widths)))
-    if facts.certified_agreement is not None:
-        rates = {entry.width: entry.predicted_escalation_rate for entry in facts.cascades}
-        metrics.describe_cascades(facts.certified_agreement, rates)
     memory = None
     if device.type == "cuda":
         memory = MemoryWatch(engine.memory, partial(metrics.observe_device_memory, facts.device))

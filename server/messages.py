@@ -67,8 +67,12 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=6):
     number: int
 
 
+class Renewed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Another model answers from now on: to be asked over a new connection. This one lasts for what it was asked."""
+
+
 ToEngine = Submit | Withdraw
-ToFrontEnd = Hello | Answered | Refused | Failed
+ToFrontEnd = Hello | Answered | Refused | Failed | Renewed
 
 
 class FrameError(ValueError):

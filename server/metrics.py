@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from revmux_core.cascade import Cascade
 from revmux_core.points import OperatingPoint
 from server.admission import Load
 from server.device_memory import DeviceMemory
+from server.facts import Facts
 from server.guard import Audit
 from server.processes import ProcessTree
 
@@ -171,16 +173,47 @@ class Metrics:
             "revmux_build_info", "The running server.", ["version"], registry=registry, multiprocess_mode=_LATEST
         )
         build.labels(version).set(1)
+        self.reloads = Counter(
+            "revmux_bundle_reloads",
+            "Times that the bundle was read again while a model answered, by outcome: failed leaves that one in place.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("done", "failed"):
+            self.reloads.labels(outcome)
         self._model = Gauge(
             "revmux_model_info",
-            "The loaded model.",
+            "1 for the loaded model, 0 for those before it.",
             ["model", "base", "widths"],
             registry=registry,
             multiprocess_mode=_LATEST,
         )
 
-    def describe_model(self, name: str, base: str, widths: str) -> None:
-        self._model.labels(name, base, widths).set(1)
+        self._facts: Facts | None = None
+        self._audited: set[tuple[int, str]] = set()
+
+    def describe_model(self, facts: Facts) -> None:
+        """Exports what is served from now on, with the agreement that calibration certified and the escalation rates
+        that it predicted; counters go on, and those of its cascades start at 0. What gauges say of a model before it
+        becomes NaN: no process of several can take back a time series."""
+        if self._facts is not None:
+            self._model.labels(*_labels(self._facts)).set(0)
+            for cascade in self._facts.cascades:
+                for gauge in (self.certified_agreement, self.predicted_escalation_rate, self.suspended):
+                    gauge.labels(cascade.width).set(math.nan)
+        for labels in self._audited:
+            for gauge in (self.shadow_agreement, self.shadow_agreement_low, self.shadow_agreement_high):
+                gauge.labels(*labels).set(math.nan)
+        self._facts = facts
+        self._audited.clear()
+        self._model.labels(*_labels(facts)).set(1)
+        for cascade in facts.cascades:
+            assert facts.certified_agreement is not None
+            self.certified_agreement.labels(cascade.width).set(facts.certified_agreement)
+            self.predicted_escalation_rate.labels(cascade.width).set(cascade.predicted_escalation_rate)
+            self.suspended.labels(cascade.width).set(0)
+            self.guaranteed.labels(cascade.width)
+            self.escalations.labels(cascade.width)
 
     def expect_failures(self, paths: Iterable[str]) -> None:
         """Has the failed requests of `paths` start at 0: Prometheus sees no increase where a counter appears with 1."""
@@ -213,6 +246,7 @@ class Metrics:
         """Counts an audit, and exports what its guard makes of all of this width and quality."""
         labels = audit.width, audit.quality
         low, high = audit.guard.interval
+        self._audited.add(labels)
         self.shadow_answers.labels(*labels, str(audit.agreed).lower()).inc()
         self.shadow_agreement.labels(*labels).set(audit.guard.agreement)
         self.shadow_agreement_low.labels(*labels).set(low)
@@ -232,17 +266,11 @@ class Metrics:
         for kind, gauge in self._device_memory.items():
             gauge.labels(device).set(getattr(memory, kind))
 
-    def describe_cascades(self, agreement: float, rates: Mapping[int, float]) -> None:
-        """Exports the agreement that calibration certified and the escalation rates that it predicted, by mux width;
-        counters of these widths start at 0."""
-        for width, rate in rates.items():
-            self.certified_agreement.labels(width).set(agreement)
-            self.predicted_escalation_rate.labels(width).set(rate)
-            self.suspended.labels(width).set(0)
-            self.guaranteed.labels(width)
-            self.escalations.labels(width)
-
     def render(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: OpenMetrics where `accept` asks for it, else Prometheus text."""
         encode, content_type = choose_encoder(accept)
         return encode(self._whole), content_type
+
+
+def _labels(facts: Facts) -> tuple[str, str, str]:
+    return facts.name, facts.base, ",".join(map(str, facts.widths))

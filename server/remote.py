@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from revmux_core.tokenization import TextTokenizer
 from server.answers import Answer, Answers, Terms
 from server.channel import Channel
 from server.errors import InferenceFailed, QueueFull, QueueTooLong, RequestTooLarge, Unavailable
-from server.messages import Answered, Failed, FrameError, Hello, Refused, Submit, ToFrontEnd, Withdraw
+from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Submit, ToFrontEnd, Withdraw
 from server.service import LOADING_RETRY, Model, Service
 from server.tokenization import RequestTokenizer
 
@@ -43,12 +44,16 @@ class RemotePending:
 
 
 class RemoteBatcher(Channel[ToFrontEnd]):
-    """The engine's batcher, as long as the connection to its process lasts."""
+    """The engine's batcher of one model, as long as the connection to its process lasts.
+
+    `hello` resolves when the model can be asked, `renewed` when another takes its place, `gone` with the connection.
+    """
 
     def __init__(self) -> None:
         super().__init__(msgspec.msgpack.Decoder(ToFrontEnd))
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[Hello] = loop.create_future()
+        self.renewed: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self._waiting: dict[int, RemotePending] = {}
         self._points: dict[str, OperatingPoint] = {}
@@ -94,6 +99,9 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             self._points = {point.name: point for point in points}
             self.hello.set_result(message)
             return
+        if isinstance(message, Renewed):
+            self.renewed.set_result(None)
+            return
         # A request that was withdrawn while its answer was on the way is waited for no more.
         pending = self._waiting.pop(message.number, None)
         if pending is None or pending.answers.done():
@@ -110,6 +118,11 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             assert isinstance(message, Failed)
             pending.fail(InferenceFailed())
 
+    def close(self) -> None:
+        """Ends the connection: nothing will be asked over it any more."""
+        if self.transport is not None:
+            self.transport.close()
+
     def lost(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for pending in waiting.values():
@@ -120,19 +133,23 @@ class RemoteBatcher(Channel[ToFrontEnd]):
 
 
 class Remote:
-    """Connects to the engine that listens at `path`, and again to the one that comes after it."""
+    """Connects to the engine that listens at `path`, and again for the model that comes after its first one, and to the
+    engine that comes after it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connecting: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def start(self, service: Service) -> None:
         self._connecting = asyncio.create_task(self._run(service))
 
     async def close(self) -> None:
         if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+            tasks = {self._connecting, *self._leaving}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _run(self, service: Service) -> None:
         try:
@@ -153,9 +170,25 @@ class Remote:
             if not batcher.hello.cancelled():
                 # Not on the event loop, which has the server's health to tell meanwhile.
                 tokenizer = await asyncio.to_thread(_tokenizer_of, batcher.hello.result())
-                batcher.gone.add_done_callback(lambda _: service.lose())
-                service.serve(Model(batcher.hello.result().facts, RequestTokenizer(tokenizer), batcher))
-            await batcher.gone
+                model = Model(batcher.hello.result().facts, RequestTokenizer(tokenizer), batcher)
+                batcher.gone.add_done_callback(partial(_lose, service, model))
+                before = service.serve(model)
+                if before is not None:
+                    leaving = asyncio.create_task(_leave(before))
+                    self._leaving.add(leaving)
+                    leaving.add_done_callback(self._leaving.discard)
+            await asyncio.wait([batcher.gone, batcher.renewed], return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _leave(model: Model) -> None:
+    """Ends the connection to a model that was replaced, after its last answer."""
+    await model.answered()
+    assert isinstance(model.batcher, RemoteBatcher)
+    model.batcher.close()
+
+
+def _lose(service: Service, model: Model, gone: asyncio.Future[None]) -> None:
+    service.lose(model)
 
 
 def _tokenizer_of(hello: Hello) -> TextTokenizer:

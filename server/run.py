@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from server import __version__
 from server.inprocess import InProcess
 from server.loading import bundle_reader
@@ -14,7 +17,7 @@ from server.web import DrainingServer, listen_all, url_of
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns.
+    """Serves until SIGTERM or SIGINT, then drains and returns. SIGHUP has the bundle read again, see `HotSwap`.
 
     The port opens at once and the bundle is loaded behind it, so that liveness can be told from readiness.
 
@@ -22,7 +25,10 @@ def serve(settings: Settings) -> None:
     """
     set_up_logs(settings)
     set_up_traces()
-    service = Service(settings, InProcess(settings, bundle_reader(settings)), Metrics(__version__))
+    backend = InProcess(settings, bundle_reader(settings))
+    service = Service(settings, backend, Metrics(__version__))
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, lambda number, frame: backend.reload())
     listeners = listen_all(settings)
     url = url_of(listeners[0], settings.ssl_certfile is not None)
     DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run(listeners)

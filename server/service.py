@@ -7,7 +7,7 @@ import enum
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.types import Receive
@@ -62,13 +62,27 @@ class Work:
     timeout_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Model:
-    """A model that can be asked."""
+    """A model that can be asked, and how many requests it was asked and has not answered: `admitted`."""
 
     facts: Facts
     tokenizer: RequestTokenizer
     batcher: Batching[Any]
+    admitted: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def release(self) -> None:
+        """One of the admitted requests is over."""
+        self.admitted -= 1
+        if not self.admitted:
+            self._idle.set()
+
+    async def answered(self) -> None:
+        """Returns once no admitted request is left."""
+        while self.admitted:
+            self._idle.clear()
+            await self._idle.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,7 @@ class Backend(Protocol):
 
 
 class Service:
-    """One model behind one event loop."""
+    """One model behind one event loop. Where another takes its place, a request stays with the one it began with."""
 
     def __init__(self, settings: Settings, backend: Backend, metrics: Metrics) -> None:
         self.settings = settings
@@ -128,14 +142,15 @@ class Service:
         """Has the backend begin."""
         self._backend.start(self)
 
-    def serve(self, model: Model) -> None:
-        """From now on `model` answers."""
-        self._model = model
+    def serve(self, model: Model) -> Model | None:
+        """From now on `model` answers. Returns the one before it, which still has to answer what it was asked."""
+        before, self._model = self._model, model
+        return before
 
-    def lose(self) -> None:
-        """The model is gone; another one may come."""
-        if self._model is not None:
-            self._model.tokenizer.close()
+    def lose(self, model: Model) -> None:
+        """`model` is gone; another one may come, or already answers."""
+        model.tokenizer.close()
+        if self._model is model:
             self._model = None
 
     def drain(self) -> None:
@@ -146,7 +161,8 @@ class Service:
         """Ends the threads, after the batches that run."""
         self._draining = True
         await self._backend.close()
-        self.lose()
+        if self._model is not None:
+            self.lose(self._model)
 
     def authorize(self, header: str | None) -> str:
         """The tenant that an `Authorization` header speaks for: the number of its key, or "" on an open server.
@@ -194,6 +210,7 @@ class Service:
             raise RequestTooLarge(f"the request has {len(work.texts)} inputs, more than {most}: send fewer at a time")
         timeout_ms = self.settings.default_timeout_ms if work.timeout_ms is None else work.timeout_ms
         self._admitted += 1
+        model.admitted += 1
         self.metrics.in_progress.inc()
         try:
             return await self._answer(model, work, timeout_ms, receive)
@@ -208,6 +225,7 @@ class Service:
             raise
         finally:
             self._admitted -= 1
+            model.release()
             self.metrics.in_progress.dec()
 
     async def _answer(self, model: Model, work: Work, timeout_ms: float, receive: Receive) -> Result:

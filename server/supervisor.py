@@ -19,7 +19,7 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 
 from revmux_core.errors import RevmuxError
-from server.child import DRAIN, END, ENGINE, handover
+from server.child import DRAIN, END, ENGINE, RELOAD, handover
 from server.logs import set_up_logs
 from server.settings import Settings, SettingsError
 from server.web import listen_all, tls_context, url_of
@@ -96,6 +96,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        # An engine that is not ready yet does so once it is.
+        loop.add_signal_handler(signal.SIGHUP, self._engine.tell, RELOAD)
         engine = asyncio.create_task(self._keep(self._engine))
         front_ends = [asyncio.create_task(self._keep(worker)) for worker in self._front_ends]
         try:
@@ -181,7 +183,7 @@ class Supervisor:
 
 
 def supervise(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns.
+    """Serves until SIGTERM or SIGINT, then drains and returns. SIGHUP has the engine read the bundle again.
 
     The port opens at once and the bundle is loaded behind it, so that liveness can be told from readiness.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ PROBLEMS: dict[ProblemType, Problem] = {
 EARLY = OperatingPoint(1, 2, ())
 
 
-def save_tokenizer(folder: Path, template: str | None = "[CLS] $A [SEP]") -> None:
+def save_tokenizer(folder: Path, template: str | None = "[CLS] $A [SEP]", words: Sequence[str] = tuple(WORDS)) -> None:
     """A WordPiece tokenizer of about 200 words, saved as a model folder has it; `template` is what it makes of a text,
-    and of a pair where it is not BERT's."""
-    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
+    and of a pair where it is not BERT's. Ids follow the order of `words`."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *words])}
     rust = RustTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     rust.normalizer = normalizers.BertNormalizer()
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -83,12 +83,13 @@ def save_tiny_bundle(
     base: Path,
     adapters: Mapping[OperatingPoint, Adapters],
     problem: Problem = PROBLEMS["single_label_classification"],
+    name: str = "tiny",
     **task: Any,
 ) -> None:
     """A bundle around the tiny model in the folder `base`; `task` has what a language model needs beside it."""
     save_bundle(
         folder,
-        name="tiny",
+        name=name,
         base=BaseEntry(model_id=str(base), sha256=sha256(base / "model.safetensors")),
         problem=problem,
         max_tokens=MAX_TOKENS,

@@ -65,7 +65,8 @@ def capture_graph(device: torch.device) -> Capture:
             with torch.cuda.stream(stream):
                 call()
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=pool):
+            # In this thread alone: another model may answer meanwhile, and take memory for that.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 call()
 
         def replay() -> None:

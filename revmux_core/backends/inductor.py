@@ -8,6 +8,7 @@ and what a program does not fit runs uncompiled. Measured in `docs/performance.m
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -35,6 +36,9 @@ TOLERANCE = 0.05
 
 STANCE = "eager_on_recompile"
 """What PyTorch does with a call that no program fits: it runs uncompiled, as a client cannot wait for a compiler."""
+
+_EXCLUSIVE = threading.RLock()
+"""PyTorch has one stance for all threads: what compiles a model beside one that answers must not meet the other's."""
 
 _ENTRIES = 256
 """Programs that PyTorch may keep for one function, 8 by default: points, widths and models in turn each need some."""
@@ -114,7 +118,7 @@ class InductorExecutor:
     @torch.inference_mode()
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
         program = self._multiplex(multiplexer)
-        with torch.compiler.set_stance(STANCE):
+        with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
             composite, union, own = program(_plain(hidden), _plain(mask))
         return Composites(composite, union, own, mask)
 
@@ -133,7 +137,7 @@ class InductorExecutor:
             compiled = [self._compile(Layers(self._backbone, part), 1) for part in parts]
 
             def run(hidden: Tensor, mask: Tensor) -> Tensor:
-                with torch.compiler.set_stance(STANCE):
+                with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
                     for module in compiled:
                         hidden = module(hidden, mask)
                 return hidden
@@ -160,7 +164,7 @@ class InductorExecutor:
             hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
             example = hidden.to(self._device, self._dtype), mask.to(self._device)
             try:
-                with torch._dynamo.config.patch(recompile_limit=_ENTRIES):
+                with _EXCLUSIVE, torch._dynamo.config.patch(recompile_limit=_ENTRIES):
                     found = compiled(*example)
             except TorchDynamoException as error:
                 reason = str(error).strip().partition("\n")[0]

@@ -27,12 +27,13 @@ async def predict(request: Request) -> Response:
     lists. One input answers a list, a batch a list of lists.
     """
     service, tenant = authorized(request)
-    facts = service.require_ready().facts
-    if facts.problem_type == "token_classification":
+    service.require_ready()
+    query = parse(PredictRequest, await request.body())
+    # Once the body is here: meanwhile another model may have taken the place of the one before.
+    if service.require_ready().facts.problem_type == "token_classification":
         raise InvalidRequest(
             "this model labels every word of a text, for which this format has no place: use /classify"
         )
-    query = parse(PredictRequest, await request.body())
     texts, batched = query.inputs
     result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request.receive)
     labels = result.facts.labels

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,20 @@ def running_server(load: Callable[[], Bundle], **flags: Any) -> Iterator[tuple[h
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def server_process(bundle: Path, **flags: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`revmux serve` in a process of its own, once it can be asked, and its address. Nothing is audited, see above."""
+    options = {"bundle": bundle, "port": 0, "threads": 1, "shadow_share": 0, "width": "max", **flags}
+    command = [sys.executable, "-m", "server.cli", "serve"]
+    command += [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:

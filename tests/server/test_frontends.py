@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port, running_server, wait_until
+from conftest import free_port, running_server, server_process, wait_until
 
 from loadtest.processes import tree
 from revmux_core.bundle import Bundle, load_bundle
@@ -89,20 +89,14 @@ def status(client: httpx.Client, path: str) -> int | None:
 @contextmanager
 def running(bundle: Path, trusted: Path | None = None, **more: object) -> Iterator[Running]:
     """A server with the options `more` beside those of all tests; `trusted` is its certificate, where it speaks TLS."""
-    options: dict[str, object] = {"bundle": bundle, "http-workers": FRONT_ENDS, "port": 0, "threads": 1}
-    options |= {"shadow-share": 0, "width": "max", "max-items-per-request": MANY, **more}
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[-1]
-            limits = httpx.Limits(max_keepalive_connections=0)
-            verify = True if trusted is None else ssl.create_default_context(cafile=trusted)
-            with httpx.Client(base_url=url, timeout=30, limits=limits, verify=verify) as client:
-                yield Running(process, url, client)
-        finally:
-            process.kill()
+    options = {"http_workers": FRONT_ENDS, "max_items_per_request": MANY, **more}
+    limits = httpx.Limits(max_keepalive_connections=0)
+    verify = True if trusted is None else ssl.create_default_context(cafile=trusted)
+    with (
+        server_process(bundle, **options) as (process, url),
+        httpx.Client(base_url=url, timeout=30, limits=limits, verify=verify) as client,
+    ):
+        yield Running(process, url, client)
 
 
 @pytest.fixture(scope="module")
