@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import messages
-from server.messages import Answered, Failed, FrameError, FrameReader, Refused, Submit, ToEngine, Withdraw, append_frame
+from server.messages import (
+    Answered,
+    Failed,
+    FrameError,
+    FrameReader,
+    Refused,
+    Renewed,
+    Submit,
+    ToEngine,
+    Withdraw,
+    append_frame,
+)
 
 numbers = st.integers(0, 2**31)
 scores = st.lists(st.floats(allow_nan=False, width=32), max_size=4)
@@ -34,6 +45,7 @@ message = st.one_of(
     ),
     st.builds(Refused, numbers, numbers, st.booleans()),
     st.builds(Failed, numbers),
+    st.builds(Renewed),
 )
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from server.loading import Loaded
 from server.metrics import Metrics
 from server.settings import read_settings
 from server.swap import HotSwap
-from tests.tiny import HIDDEN, LAYERS, WORDS, save_tiny_bundle, save_tokenizer, tiny_config
+from tests.tiny import HIDDEN, LABELS, LAYERS, WORDS, save_tiny_bundle, save_tokenizer, tiny_config
 
 CLIENTS = 6
 MANY = 4096
@@ -89,7 +90,8 @@ class Asked:
 
 
 class Load:
-    """Clients that each ask again as soon as they are answered, until they are refused or this ends.
+    """Clients that each ask again once they are answered, after a `pause` in seconds, until they are refused or this
+    ends.
 
     `send` is how: a POST of a body, by default over one connection a client.
     """
@@ -99,11 +101,13 @@ class Load:
         versions: dict[str, Version],
         url: str = "",
         send: Callable[[httpx.Client, dict[str, Any]], httpx.Response] | None = None,
+        pause: float = 0.0,
     ) -> None:
         self.asked: list[Asked] = []
         self.wrong: list[object] = []
         self._versions = versions
         self._url = url
+        self._pause = pause
         self._send = send or (lambda client, body: client.post("/classify", json=body))
         self._stop = threading.Event()
 
@@ -155,7 +159,7 @@ class Load:
                 for text, answer in zip(texts, content["data"], strict=True):
                     if answer["probs"] != pytest.approx(expected[text], abs=1e-4):
                         self.wrong.append((content["model"], text, answer))
-                if self._stop.is_set():
+                if self._stop.wait(self._pause):
                     return
 
 
@@ -192,13 +196,19 @@ def test_a_hot_swap_under_load_fails_no_request(versions: dict[str, Version], li
     with (
         server_process(link.path, http_workers=front_ends) as (process, url),
         httpx.Client(base_url=url) as client,
+        ThreadPoolExecutor(1) as threads,
         Load(versions, url) as load,
     ):
         load.wait_for(100)
         assert load.models() == {"tiny"}
         link.turn_to(versions["next"].path)
+        # Behind all others in the queue: the switch finds most of it waiting.
+        long = threads.submit(httpx.post, f"{url}/classify", json={"input": ["good " * 60] * 1024}, timeout=60)
+        wait_until(lambda: metric(client, "queue_items") > 512)
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: reloads(client, "done") == 1, 60)
+        assert {item["label"] for item in long.result().json()["data"]} <= set(LABELS)
+        assert (long.result().json()["model"], len(long.result().json()["data"])) == ("tiny", 1024)
         switched = time.monotonic()
         load.wait_for(100)
         assert load.models(since=switched) == {"next"}
@@ -320,7 +330,7 @@ class Balancer:
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
-        self.resent = 0
+        self.resent: Counter[str] = Counter()
         self._turns = itertools.count()
         self._out: dict[str, float] = {}
 
@@ -331,13 +341,13 @@ class Balancer:
                 continue
             try:
                 response = client.post(f"{url}/classify", json=body)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                pause = 1
+            except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                reason, pause = type(error).__name__, 1
             else:
                 if response.status_code != 503:
                     return response
-                pause = int(response.headers["retry-after"])
-            self.resent += 1
+                reason, pause = "503", int(response.headers["retry-after"])
+            self.resent[reason] += 1
             self._out[url] = time.monotonic() + pause
         raise AssertionError("no server answers")
 
@@ -346,7 +356,7 @@ def test_a_rolling_restart_fails_no_request(versions: dict[str, Version]) -> Non
     with ExitStack() as servers:
         running = [servers.enter_context(server_process(versions["tiny"].path)) for _ in range(2)]
         balancer = Balancer([url for _, url in running])
-        with Load(versions, send=balancer.send) as load:
+        with Load(versions, send=balancer.send, pause=0.2) as load:
             load.wait_for(50)
             for number, (process, _) in enumerate(running):
                 process.send_signal(signal.SIGTERM)
@@ -359,5 +369,5 @@ def test_a_rolling_restart_fails_no_request(versions: dict[str, Version]) -> Non
         assert load.models() == {"tiny", "next"}
         assert load.models(since=restarted) == {"next"}
     assert (load.failed, load.wrong) == ([], [])
-    assert balancer.resent >= 2
-    print(f"{len(load.asked)} requests over a rolling restart, {balancer.resent} sent again: none failed")
+    assert balancer.resent.total() >= 2
+    print(f"{len(load.asked)} requests over a rolling restart, sent again {dict(balancer.resent)}: none failed")
