@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -87,7 +88,7 @@ def status(client: httpx.Client, path: str) -> int | None:
 
 
 @contextmanager
-def running(bundle: Path, trusted: Path | None = None, **more: object) -> Iterator[Running]:
+def running(bundle: Path, trusted: Path | None = None, **more: Any) -> Iterator[Running]:
     """A server with the options `more` beside those of all tests; `trusted` is its certificate, where it speaks TLS."""
     options = {"http_workers": FRONT_ENDS, "max_items_per_request": MANY, **more}
     limits = httpx.Limits(max_keepalive_connections=0)
