@@ -51,7 +51,8 @@ class Observe:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            logger.error("the request failed", exc_info=unquoted(error))
+            quotable = logger.isEnabledFor(logging.DEBUG)
+            logger.error("the request failed", exc_info=error if quotable else unquoted(error))
             # Of an answer that was begun, the rest is missing: the connection is closed.
             if not status:
                 await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
