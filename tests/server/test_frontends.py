@@ -178,6 +178,8 @@ def test_answers_and_errors_are_those_of_one_process(server: Running, tiny_bundl
             ("/classify", {"input": "a", "quality": "guaranteed"}),
             ("/classify", {"input": "a", "model": "gpt"}),
             ("/classify", {"input": ""}),
+            ("/classify", {"input": ["good \u5b57", "\U0001f44d"], "quality": "exact"}),
+            ("/classify", {"input": "\u200b"}),
             ("/predict", {"inputs": [["a"], ["b", "c"]], "raw_scores": True}),
         ):
             one, several = (c.post(path, json=body) for c in (client, server.client))
