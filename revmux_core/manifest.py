@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -230,19 +231,21 @@ def record_calibration(folder: Path, calibration: Calibration, learnt: Mapping[s
     manifest = read_manifest(folder)
     files = dict(manifest.files)
     replaced = manifest.run_by(calibration.backend, calibration.precision).calibrations
-    for earlier in replaced:
-        for file in earlier.files.values():
-            del files[file]
-            (folder / file).unlink()
-    for name, tensors in learnt.items():
-        file = calibration.files[name]
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / file)
-        (folder / file).chmod(0o644)
-        files[file] = sha256(folder / file)
-    calibrations = [one for one in manifest.calibrations if one not in replaced] + [calibration]
-    manifest = manifest.model_copy(update={"calibrations": calibrations, "files": files})
-    write_manifest(folder, manifest)
+    stale = {file for earlier in replaced for file in earlier.files.values()}
+    for file in stale:
+        del files[file]
+    with _replacing(folder) as draft:
+        for name, tensors in learnt.items():
+            file = calibration.files[name]
+            partial = draft(file)
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial)
+            partial.chmod(0o644)
+            files[file] = sha256(partial)
+        calibrations = [one for one in manifest.calibrations if one not in replaced] + [calibration]
+        manifest = manifest.model_copy(update={"calibrations": calibrations, "files": files})
+        _write(draft(MANIFEST), manifest)
+    for file in stale - files.keys():
+        (folder / file).unlink()
     return manifest
 
 
@@ -272,9 +275,33 @@ def _digest(content: object) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `bundle.json` with its digest; a kill while it does leaves the one before."""
+    """Writes `bundle.json` with its digest; a kill or a full disk while it does leaves the one before."""
+    with _replacing(folder) as draft:
+        _write(draft(MANIFEST), manifest)
+
+
+def _write(path: Path, manifest: Manifest) -> None:
     content = manifest.model_dump(mode="json")
     content["digest"] = _digest(content)
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Where to write files of `folder`, each by its name in there. Once all are whole they take their places, in the
+    order in which they were asked for; where one cannot be written, none does."""
+    drafts: dict[Path, Path] = {}
+
+    def draft(file: str) -> Path:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return drafts.setdefault(path, path.with_name(f"{path.name}.partial"))
+
+    try:
+        yield draft
+    except BaseException:
+        for partial in drafts.values():
+            partial.unlink(missing_ok=True)
+        raise
+    for path, partial in drafts.items():
+        os.replace(partial, path)

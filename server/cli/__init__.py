@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -33,3 +34,16 @@ def main() -> None:
     except RevmuxError as error:
         typer.echo(f"revmux: {error}", err=True)
         sys.exit(2)
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        typer.echo(f"revmux: there is no room to write to, free some and run the command again: {error}", err=True)
+        sys.exit(2)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether a file could not be written for lack of room; safetensors words what the system said in Rust's way."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(f"os error {code}" in str(error) for code in codes)

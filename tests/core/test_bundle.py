@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import torch
 
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.bundle import load_bundle
-from revmux_core.manifest import BundleError
+from revmux_core.manifest import BundleError, read_manifest, record_calibration
+from server.cli import main
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
 
@@ -100,3 +104,39 @@ def test_the_base_is_found_in_the_hugging_face_cache(
     assert sha256(*find_base("org/tiny").weights) == sha256(tiny_base_path / "model.safetensors")
     with pytest.raises(BaseModelError, match="org/other is neither a local folder nor in the Hugging Face cache"):
         find_base("org/other")
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """While this lasts the system lets no file grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [100, 2000])
+def test_a_full_disk_leaves_the_bundle_as_it_was(calibrated_path: Path, tmp_path: Path, size: int) -> None:
+    """It ends in the weights of a learnt score, or in the manifest."""
+    path = tmp_path / "bundle"
+    shutil.copytree(calibrated_path, path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    calibration = read_manifest(path).calibrations[0]
+    calibration = calibration.model_copy(update={"files": {"n1-l2": "calibration/torch-float32/n1-l2.safetensors"}})
+    with room_for(size), pytest.raises(Exception, match=r"File too large"):
+        record_calibration(path, calibration, {"n1-l2": {"weight": torch.zeros(300)}})
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    load_bundle(path)
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["revmux", "export", "--bundle", str(tiny_bundle_path), "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", command)
+    with room_for(5000), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("revmux: there is no room to write to")
