@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -200,9 +199,9 @@ def load_bundle(
         backbone = view(model)
         adapters = {entry.point: _read_adapters(folder / entry.file, entry, backbone) for entry in manifest.adapters}
         prompt = prompt_ids(model, manifest.prompt_tokens)
-        tokenizer = Tokenizer(
-            AutoTokenizer.from_pretrained(folder / "backbone"), manifest.max_tokens, prompt, backbone.problem.by_word
-        )
+        base_tokenizer = AutoTokenizer.from_pretrained(folder / "backbone", trust_remote_code=False)
+        _check_tokens(manifest, backbone, base_tokenizer)
+        tokenizer = Tokenizer(base_tokenizer, manifest.max_tokens, prompt, backbone.problem.by_word)
         classifier = MuxClassifier(backbone, adapters)
         use_backend(classifier, backend, torch.device(device), dtype, sharded)
         precision = classifier.executor.precision
@@ -223,8 +222,11 @@ def load_bundle(
                 score.load_state_dict(load_file(folder / file))
                 score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
-    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
-        raise BundleError(f"bundle {manifest.name} cannot be loaded: {error}") from error
+    except RevmuxError:
+        raise
+    except Exception as error:
+        # Transformers, tokenizers, PEFT and torch raise whatever they come upon in a file that makes no sense to them.
+        raise BundleError(f"bundle {manifest.name} cannot be loaded: {type(error).__name__}: {error}") from error
     return Bundle(manifest, classifier, tokenizer)
 
 
@@ -238,7 +240,8 @@ def load_model(
     Raises `ValueError` when anything else is missing, `KeyError` for a label without a word.
     """
     kind: Any = AutoModelForTokenClassification if problem.by_word else AutoModelForSequenceClassification
-    settings = AutoConfig.from_pretrained(config)
+    # No bundle brings code: asked nothing, Transformers would ask at the terminal whether to run it.
+    settings = AutoConfig.from_pretrained(config, trust_remote_code=False)
     set_problem(settings, problem)
     if verbalizer is not None:
         setattr(settings, LABEL_WORDS, [verbalizer[label] for label in problem.labels])
@@ -252,6 +255,22 @@ def load_model(
     if missing or info["mismatched_keys"]:
         raise ValueError(f"the weights in {weights} lack {', '.join(missing) or info['mismatched_keys']}")
     return model
+
+
+def _check_tokens(manifest: Manifest, backbone: Backbone, tokenizer: Any) -> None:
+    """Raises `BundleError` where texts can become tokens, or more of them, than the model has embeddings for."""
+    if not 1 <= manifest.max_tokens <= backbone.max_tokens:
+        raise BundleError(
+            f"bundle {manifest.name} cannot be loaded: it takes texts of {manifest.max_tokens} tokens, and its model "
+            f"1 to {backbone.max_tokens}"
+        )
+    table: Any = backbone.model.get_input_embeddings()
+    known = table.num_embeddings
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= known:
+        raise BundleError(
+            f"bundle {manifest.name} cannot be loaded: its tokenizer makes the token {last}, its model knows {known}"
+        )
 
 
 @contextmanager

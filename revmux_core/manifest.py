@@ -30,8 +30,18 @@ PROMPT_FILE = "task/prompt.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
+_LONGEST_MESSAGE = 500
+
+
 class BundleError(RevmuxError):
-    """A bundle that cannot be served; the message is one sentence that says why."""
+    """A bundle that cannot be served; the message is one line that says why.
+
+    What a library or a malformed file put into it over several lines, or at length, is joined and cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ...")
 
 
 class BaseEntry(BaseModel):
@@ -192,6 +202,9 @@ def resolve_bundle(name_or_path: str | Path) -> Path:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle folder. Raises `BundleError` when it is missing, damaged or too new."""
     path = folder / MANIFEST
+    if not path.is_file():
+        # Reading a pipe would wait for ever.
+        raise BundleError(f"{folder} is not a bundle: it has no file {MANIFEST}")
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -206,7 +219,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     digest = content.pop("digest", None) if isinstance(content, dict) else None
     # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
-    altered = digest != _digest(content)
+    altered = digest != digest_of(content)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -261,15 +274,19 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         named.add(PROMPT_FILE)
     for file in sorted(named | manifest.files.keys()):
         path = folder / file
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
-        if not path.is_file():
-            raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
-        if sha256(path) != manifest.files.get(file):
-            raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
+        try:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
+            if not path.is_file():
+                raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
+            if sha256(path) != manifest.files.get(file):
+                raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
+        except (OSError, RuntimeError, ValueError) as error:
+            # A name that no file can have, a loop of links, a file that may not be read.
+            raise BundleError(f"bundle {manifest.name} names {file!r}, which cannot be read: {error}") from error
 
 
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
     """SHA-256 of the manifest itself, so that a changed label or hash is noticed too."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -282,7 +299,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _write(path: Path, manifest: Manifest) -> None:
     content = manifest.model_dump(mode="json")
-    content["digest"] = _digest(content)
+    content["digest"] = digest_of(content)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.bundle import load_bundle
-from revmux_core.manifest import BundleError, read_manifest, record_calibration
+from revmux_core.manifest import BundleError, read_manifest, record_calibration, write_manifest
 from server.cli import main
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
@@ -58,6 +60,76 @@ def test_damaged_bundles_are_refused(
     with pytest.raises(BundleError, match=message) as error:
         load_bundle(folder)
     assert "\n" not in str(error.value)
+
+
+def replaced(folder: Path, name: str, content: bytes) -> None:
+    """Puts `content` in place of a bundle's file and makes the hashes fit, as whoever made the bundle would."""
+    (folder / name).write_bytes(content)
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest.model_copy(update={"files": manifest.files | {name: sha256(folder / name)}}))
+
+
+def replaced_json(folder: Path, name: str, **changes: object) -> None:
+    replaced(folder, name, json.dumps(json.loads((folder / name).read_bytes()) | changes).encode())
+
+
+def without_bias(folder: Path) -> None:
+    (path,) = folder.glob("adapters/n2*")
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if name.endswith("bias")))
+    replaced(folder, str(path.relative_to(folder)), save(tensors))
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+CODE = {"model_type": "unknown", "auto_map": {"AutoConfig": "code.Config"}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: linked(folder / "backbone/config.json", "config.json"), "cannot be read"),
+        (lambda folder: linked(folder / "backbone/config.json", "/etc/hostname"), "outside its folder"),
+        (lambda folder: replaced(folder, "backbone/tokenizer.json", b"{}"), "cannot be loaded"),
+        (lambda folder: replaced_json(folder, "backbone/tokenizer_config.json", tokenizer_class=7), "cannot be loaded"),
+        (lambda folder: replaced_json(folder, "backbone/config.json", dtype="mistral"), "cannot be loaded"),
+        (lambda folder: replaced_json(folder, "backbone/config.json", num_attention_heads=None), "cannot be loaded"),
+        (lambda folder: replaced_json(folder, "backbone/config.json", **CODE), "cannot be loaded"),
+        (lambda folder: replaced_json(folder, "backbone/tokenizer_config.json", pad_token="[NEW]"), "makes the token"),
+        (without_bias, "Missing key"),
+        (lambda folder: piped(folder / "bundle.json"), "not a bundle"),
+    ],
+)
+def test_malformed_bundles_whose_hashes_fit_are_refused(
+    tiny_bundle_path: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    """Found by `python -m loadtest.fuzz.bundle`."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle_path, folder)
+    damage(folder)
+    with pytest.raises(BundleError, match=message) as error:
+        load_bundle(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("max_tokens", [0, 65])
+def test_texts_that_are_longer_than_the_model_can_read_are_no_promise(
+    tiny_bundle_path: Path, tmp_path: Path, max_tokens: int
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle_path, folder)
+    write_manifest(folder, read_manifest(folder).model_copy(update={"max_tokens": max_tokens}))
+    with pytest.raises(BundleError, match="its model 1 to 64"):
+        load_bundle(folder)
 
 
 def test_other_base_weights_are_refused(tiny_bundle_path: Path, tiny_base_path: Path, tmp_path: Path) -> None:
