@@ -35,8 +35,14 @@ def tree(pid: int) -> list[Process]:
 def peak_rss_bytes(pid: int) -> int | None:
     """The sum of the most memory that each process of the tree has held: memory that they share counts for each, and
     their peaks may lie apart, so it is an upper bound of what the tree held. None where /proc does not tell."""
-    peaks = [peak for process in tree(pid) if (peak := _peak(process.pid)) is not None]
+    peaks = [peak for process in tree(pid) if (peak := _status(process.pid, "VmHWM")) is not None]
     return sum(peaks) if peaks else None
+
+
+def rss_bytes(pid: int) -> int | None:
+    """The memory that the tree's processes hold now, each with what it shares; None where /proc does not tell."""
+    held = [now for process in tree(pid) if (now := _status(process.pid, "VmRSS")) is not None]
+    return sum(held) if held else None
 
 
 def reset_peaks(pid: int) -> None:
@@ -67,10 +73,11 @@ def _read(pid: int) -> Process | None:
     return None if fields[0] == "Z" else Process(pid, parent=int(fields[1]), started=int(fields[19]))
 
 
-def _peak(pid: int) -> int | None:
+def _status(pid: int, field: str) -> int | None:
+    """A field of `/proc/PID/status` that is in kB, in bytes."""
     try:
         status = (_PROC / str(pid) / "status").read_text()
     except OSError:
         return None
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return 1024 * int(peak[1]) if peak else None
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else None
