@@ -43,6 +43,12 @@ def classify(
     chunk_rows: Annotated[
         int, typer.Option(min=1, help="Rows that share batches, and that a kill may lose the work of.")
     ] = 4096,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster: auto, HOST:PORT, or local.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers on the cluster. Default: one a GPU, or one a CPU core.")
+    ] = None,
     base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -56,12 +62,17 @@ def classify(
     from tqdm import tqdm
 
     from revmux_core.backends.select import choose_dtype
+    from revmux_core.jobs import cluster
     from revmux_core.jobs.job import Answering, begin, make_job, make_parts
 
     if width is not None and point is not None:
         raise RevmuxError("name one of --width and --point")
     if point is not None and quality not in (None, "fast"):
         raise RevmuxError("--point goes with the quality fast; name a --width, or leave both out")
+    if workers is not None and ray is None:
+        raise RevmuxError("--workers goes with --ray")
+    if ray is not None:
+        device = cluster.connect(ray, device)
     place = pick_device(device)
     answering = Answering(
         str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle,
@@ -77,6 +88,6 @@ def classify(
         begin(job, chunk_rows) as run,
         tqdm(total=run.rows, initial=run.rows_done, desc=out.name, unit="row", disable=None) as bar,
     ):
-        for rows in make_parts(run):
+        for rows in make_parts(run) if ray is None else cluster.make_parts(run, workers):
             bar.update(rows)
     typer.echo(f"wrote {out}, {run.rows} rows, {run.rows - run.rows_done} of them now")
