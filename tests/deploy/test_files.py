@@ -61,8 +61,9 @@ def test_container_listens_where_it_is_published(server_settings):
 def test_every_setting_of_a_container_can_be_set():
     in_compose = COMPOSE["services"]["server"]["environment"]
     passed = {name.removeprefix(PREFIX).lower() for name in in_compose if name.startswith(PREFIX)}
-    # Where it listens is fixed in the image, and PyTorch is the one backend that is in it.
-    assert passed == Settings.model_fields.keys() - {"host", "port", "backend"}
+    # Health checks and Prometheus know where it listens and how, and PyTorch is the one backend in the image.
+    fixed = {"host", "port", "metrics_port", "ssl_certfile", "ssl_keyfile", "backend"}
+    assert passed == Settings.model_fields.keys() - fixed
 
 
 def test_stopping_leaves_time_to_drain(server_settings):
