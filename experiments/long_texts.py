@@ -1,11 +1,14 @@
-"""Long texts out of real sentences, and what a partner of quite another length does to an answer.
+"""Long texts out of real sentences, partners of quite another length, and texts in other scripts.
 
     python experiments/long_texts.py write --bundle sst2-minilm --data sst2/dev.tsv --length 32 --length 512 --out long
     python experiments/long_texts.py mix --bundle sst2-minilm --short long/8.tsv --long long/512.tsv
+    python experiments/long_texts.py scripts --bundle sst2-minilm --data ru.txt --data th.txt
 
 `write` makes OUT/LENGTH.tsv for every length: sentences of one label, drawn at random and joined, so that the label of
 the whole is known; `revmux eval` then says how right and how like the plain model's answers are. It groups texts of
 like length, as serving does where it can. `mix` does not: half of every composite is short, the other half long.
+`scripts` needs no labels: it says how much of every file the vocabulary lacks and how like the plain model's answers
+are.
 `docs/performance.md` has what came of it ("Long texts and other scripts").
 """
 
@@ -19,7 +22,7 @@ import typer
 
 from revmux_core.bundle import load_bundle
 from revmux_core.data import read_examples
-from revmux_core.evaluation import plain_labels
+from revmux_core.evaluation import evaluate, evaluate_cascade, plain_answers
 from revmux_core.offline import answer_plan
 from revmux_core.plan import Group, MuxPlan, Tokens
 
@@ -72,7 +75,7 @@ def mix(
         for name, path in (("short", short), ("long", long))
     }
     count = min(map(len, texts.values()))
-    plain = {name: plain_labels(classifier, samples, pad_id)[:count].numpy() for name, samples in texts.items()}
+    plain = {name: plain_answers(classifier, samples, pad_id)[:count] for name, samples in texts.items()}
     for number in width or [2, 4]:
         point = loaded.point(number)
         same: dict[tuple[str, str], list[float]] = {}
@@ -90,6 +93,30 @@ def mix(
                         same.setdefault((name, beside), []).append(label == plain[name][i])
         for (name, beside), hits in sorted(same.items()):
             typer.echo(f"width {number}  {name:>5}  {beside:>5}  {len(hits):>5} answers  agreement {np.mean(hits):.1%}")
+
+
+@app.command()
+def scripts(
+    bundle: Annotated[str, typer.Option()],
+    data: Annotated[list[Path], typer.Option(help="Texts of one script or language; repeatable.")],
+    width: Annotated[list[int] | None, typer.Option(help="Mux widths; repeatable. Default: 2 and 4.")] = None,
+    draws: Annotated[int, typer.Option(help="Reshuffles of partners.")] = 3,
+) -> None:
+    """Share of unknown tokens, and agreement with the plain model, demultiplexed as it comes and guaranteed."""
+    loaded = load_bundle(bundle)
+    classifier, tokenizer = loaded.classifier, loaded.tokenizer
+    for path in data:
+        samples = tokenizer([(example.text, None) for example in read_examples(path)])
+        tokens = sum(map(len, samples))
+        unknown = sum(map(tokenizer.unknown, samples)) / tokens
+        typer.echo(f"{path.stem:>6}  {len(samples)} texts of {tokens / len(samples):.0f} tokens, {unknown:.1%} unknown")
+        for number in width or [2, 4]:
+            fast = evaluate(classifier, loaded.point(number), samples, None, tokenizer.pad_id, draws)
+            sure = evaluate_cascade(classifier, loaded.cascade(number), samples, None, tokenizer.pad_id, draws)
+            typer.echo(
+                f"        width {number}: agreement {fast.agreement:.1%}, "
+                f"guaranteed {sure.agreement:.1%} with {sure.escalation_rate:.1%} escalated"
+            )
 
 
 def _composites(order: np.ndarray, shuffled: np.ndarray, width: int, mixed: bool) -> list[list[int]]:
