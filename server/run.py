@@ -13,7 +13,7 @@ from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
 from server.traces import set_up_traces
-from server.web import DrainingServer, listen_all, url_of
+from server.web import DrainingServer, allow_connections, listen_all, url_of
 
 
 def serve(settings: Settings) -> None:
@@ -29,6 +29,7 @@ def serve(settings: Settings) -> None:
     service = Service(settings, backend, Metrics(__version__))
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, lambda number, frame: backend.reload())
+    allow_connections()
     listeners = listen_all(settings)
     url = url_of(listeners[0], settings.ssl_certfile is not None)
     DrainingServer(service, lambda: print(f"Serving {service.model.facts.name} on {url}", flush=True)).run(listeners)

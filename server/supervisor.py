@@ -22,7 +22,7 @@ from revmux_core.errors import RevmuxError
 from server.child import DRAIN, END, ENGINE, RELOAD, handover
 from server.logs import set_up_logs
 from server.settings import Settings, SettingsError
-from server.web import listen_all, tls_context, url_of
+from server.web import allow_connections, listen_all, tls_context, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,7 @@ def supervise(settings: Settings) -> None:
     set_up_logs(settings)
     if sys.platform != "linux":
         raise SettingsError("http_workers", "needs Linux, which spreads connections over processes: use 0 here")
+    allow_connections()
     # Alone at first: another server's port must be an error, not be shared with it.
     with ExitStack() as alone:
         listeners = [alone.enter_context(listener) for listener in listen_all(settings)]

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,9 @@ from server.app import create_app
 from server.protocol import BoundedProtocol
 from server.service import Service, State
 from server.settings import Settings, SettingsError
+
+if sys.platform == "linux":
+    import resource
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: above a load balancer's usual 60, so that the server never closes one
@@ -127,6 +131,17 @@ class DrainingServer(uvicorn.Server):
             self._announced = True
             self._announce()
         return await super().on_tick(counter)
+
+
+def allow_connections() -> None:
+    """Lets this process, and those that it starts, open as many files as the system allows them to ask for.
+
+    Most systems start processes with a soft limit of 1,024. Beyond it a server accepts nobody, so that clients who hold
+    idle connections would keep out all others.
+    """
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen_all(settings: Settings, shared: bool = False) -> list[socket.socket]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -190,3 +191,17 @@ def test_what_cannot_be_served_ends_the_server(tiny_bundle_path: Path) -> None:
         serve(read_settings(bundle=str(tiny_bundle_path), port=0, width=3))
     with pytest.raises(BundleError, match="no bundle nowhere"):
         serve(read_settings(bundle="nowhere", port=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is raised on Linux")
+def test_idle_connections_keep_nobody_out(tiny_bundle_path: Path) -> None:
+    """More of them than the soft limit of open files that the server is started with."""
+    serve = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--bundle", str(tiny_bundle_path)]
+    command = ["sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh", *serve]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ExitStack() as idle:
+        idle.callback(process.kill)
+        assert process.stdout is not None
+        url = httpx.URL(process.stdout.readline().split()[-1])
+        for _ in range(200):
+            idle.enter_context(socket.create_connection((url.host, url.port)))
+        assert httpx.post(url.join("/classify"), json={"input": "a film"}, timeout=10).status_code == 200

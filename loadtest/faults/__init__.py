@@ -1,0 +1,1 @@
+"""Breaks running servers, one fault a case, and says what their clients saw."""
