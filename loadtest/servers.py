@@ -70,7 +70,7 @@ def started(
 
     Raises `ServerError` if it exits or is not ready in time.
     """
-    port = _free_port()
+    port = free_port()
     with log.open("w") as output:
         began = time.monotonic()
         process = subprocess.Popen(
@@ -88,7 +88,8 @@ def started(
             _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

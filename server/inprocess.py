@@ -44,10 +44,14 @@ class InProcess:
         if self._swap is not None:
             self._swap.reload()
 
-    async def close(self) -> None:
-        swap, self._swap = self._swap, None
+    async def loaded(self) -> None:
+        """Returns once the first loading is over, well or not: the service has a model or the failure."""
         if self._loading is not None:
             await self._loading
+
+    async def close(self) -> None:
+        swap, self._swap = self._swap, None
+        await self.loaded()
         if swap is not None:
             await swap.close()
 
