@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import repeat
@@ -139,7 +140,9 @@ def test_an_answer_that_nobody_reads_is_dropped(client: httpx.Client, monkeypatc
     monkeypatch.setattr(protocol, "MAX_PIPELINED", 10_000)
     with connected(client) as connection:
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        wait_until(lambda: connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0, 10)
+        time.sleep(2)
+        # What the system held; then the end, where the server would go on answering if it still could.
+        assert 0 < read(connection).count(b"HTTP/1.1 200") < 1000
 
 
 def test_requests_ahead_of_their_answers_are_few(client: httpx.Client) -> None:
