@@ -29,8 +29,6 @@ def application(settings: dict[str, Any]) -> Application:
     def build() -> FastAPI:
         return replica(read)
 
-    @serve.deployment
-    @serve.ingress(build)
     class Server:
         app: FastAPI
 
@@ -40,7 +38,7 @@ def application(settings: dict[str, Any]) -> Application:
             if failure is not None:
                 raise failure
 
-    return Server.bind()
+    return serve.deployment(serve.ingress(build)(Server)).bind()
 
 
 def replica(settings: Settings) -> FastAPI:
