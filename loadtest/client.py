@@ -35,6 +35,7 @@ class _Exchange:
     done: float
     status: str
     body: bytes = b""
+    retry_after: bool = False
 
 
 class Client:
@@ -109,7 +110,8 @@ class Client:
             except OSError as error:
                 return _Exchange(sample, due, sent, _clock() - start, type(error).__name__)
             self._idle.append(connection)
-            return _Exchange(sample, due, sent, answer.done - start, str(answer.status), answer.body)
+            done = answer.done - start
+            return _Exchange(sample, due, sent, done, str(answer.status), answer.body, answer.retry_after)
 
     def _take(self) -> Connection | None:
         """The connection used last, if any is still good."""
@@ -124,7 +126,7 @@ class Client:
 def _read(exchange: _Exchange, wire: Wire) -> Outcome:
     times = exchange.sample, exchange.due, exchange.sent, exchange.done
     if exchange.status != OK:
-        return Outcome(*times, exchange.status)
+        return Outcome(*times, exchange.status, retry_after=exchange.retry_after)
     try:
         return Outcome(*times, exchange.status, *wire.read(json.loads(exchange.body)))
     except (ValueError, KeyError, IndexError, TypeError):

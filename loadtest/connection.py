@@ -16,11 +16,12 @@ from httptools import HttpParserError, HttpResponseParser
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`done` is the `time.perf_counter` of its last byte's arrival."""
+    """`done` is the `time.perf_counter` of its last byte's arrival; `retry_after` says whether it had that header."""
 
     status: int
     body: bytes
     done: float
+    retry_after: bool = False
 
 
 class Connection(asyncio.Protocol):
@@ -46,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._parser = HttpResponseParser(self)
         self._body = b""
+        self._retry_after = False
         self._transport.write(request)
         try:
             return await self._answer
@@ -84,6 +86,10 @@ class Connection(asyncio.Protocol):
 
     # httptools' side
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self._retry_after = True
+
     def on_body(self, body: bytes) -> None:
         self._body += body
 
@@ -92,4 +98,4 @@ class Connection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self.close()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(self._parser.get_status_code(), self._body, done))
+            self._answer.set_result(Answer(self._parser.get_status_code(), self._body, done, self._retry_after))

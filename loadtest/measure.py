@@ -36,6 +36,7 @@ class Outcome:
     label: str | None = None
     point: str | None = None
     escalated: bool = False
+    retry_after: bool = False
 
     @property
     def latency(self) -> float:

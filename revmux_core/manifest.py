@@ -16,11 +16,12 @@ from torch import Tensor
 
 from revmux_core.backends import BackendName
 from revmux_core.base_model import sha256
+from revmux_core.cascade import Cascade
 from revmux_core.confidence import LEARNT, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
-from revmux_core.problems import LabelError, Problem, ProblemType, make_problem
+from revmux_core.problems import Problem, ProblemType, make_problem
 
 FORMAT_VERSION = 3
 """Version 1 had at most one calibration, made by PyTorch in float32; until version 2 all answers were single labels."""
@@ -150,9 +151,16 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
+        own = {entry.point for entry in self.adapters}
         try:
             _ = self.problem
-        except LabelError as error:
+            for entry in (entry for calibration in self.calibrations for entry in calibration.cascades):
+                points = tuple(map(OperatingPoint.parse, entry.points))
+                Cascade(points, entry.threshold, self.num_layers)
+                for point in points:
+                    if point not in own:
+                        raise BundleError(f"a cascade has the point {point.name}, which has no adapters")
+        except RevmuxError as error:
             raise ValueError(str(error)) from None
         return self
 
@@ -207,6 +215,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is not a bundle: it has no file {MANIFEST}")
     try:
         content = json.loads(path.read_bytes())
+        # Raises `ValueError` for half a character, which JSON can spell and no answer could be written with.
+        json.dumps(content, ensure_ascii=False).encode()
+        digest = content.pop("digest", None) if isinstance(content, dict) else None
+        # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
+        altered = digest != digest_of(content)
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -217,9 +230,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has bundle format {version}, newer than {FORMAT_VERSION}, the newest known here: "
             "upgrade revmux-server"
         )
-    digest = content.pop("digest", None) if isinstance(content, dict) else None
-    # Of the contents as they stand there: a bundle that an older version wrote may lack fields of this one.
-    altered = digest != digest_of(content)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

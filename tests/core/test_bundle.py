@@ -44,6 +44,11 @@ def flip(path: Path) -> None:
         (lambda folder: truncate(folder / "bundle.json"), "truncated or not JSON"),
         (lambda folder: (folder / "bundle.json").write_text("[]"), "not a valid manifest"),
         (lambda folder: (folder / "bundle.json").unlink(), "not a bundle"),
+        (lambda folder: edit_manifest(folder, name="\ud800"), "not JSON: .*surrogates"),
+        (
+            lambda folder: (folder / "bundle.json").write_text('{"training": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+            "bundle.json",
+        ),
         (lambda folder: edit_manifest(folder, format_version=99), "upgrade revmux-server"),
         (lambda folder: edit_manifest(folder, labels=["a", "b", "c"]), "altered after it was saved"),
         (lambda folder: truncate(next(folder.glob("adapters/n2*"))), "damaged: adapters/n2"),
@@ -119,6 +124,25 @@ def test_malformed_bundles_whose_hashes_fit_are_refused(
         load_bundle(folder)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [(("n2-l3-u3",), "no adapters"), ((), "ascend"), (("n2-l4",), "below the top"), (("x",), "names no")],
+)
+def test_a_cascade_whose_points_cannot_run_is_refused(
+    calibrated_path: Path, tmp_path: Path, points: tuple[str, ...], message: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(calibrated_path, folder)
+    manifest = read_manifest(folder)
+    (calibration,) = manifest.calibrations
+    cascade = calibration.cascades[0].model_copy(update={"points": points, "score": "top-probability"})
+    write_manifest(
+        folder, manifest.model_copy(update={"calibrations": [calibration.model_copy(update={"cascades": [cascade]})]})
+    )
+    with pytest.raises(BundleError, match=message):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 65])
