@@ -45,7 +45,6 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Case to run; repeatable. Default: {', '.join(CASES)}.")
     ] = None,
-    faketime: Annotated[Path | None, typer.Option(help="libfaketimeMT.so.1, where it is not installed.")] = None,
 ) -> None:
     """Break servers of BUNDLE while they are driven with the sentences of DATA, and write what clients saw.
 
@@ -61,7 +60,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     try:
         texts = [sample.text for sample in read_samples(data)]
-        stage = Stage(_folder_of(bundle), base, data, out, (), faketime)
+        stage = Stage(_folder_of(bundle), base, data, out, ())
         known = asyncio.run(_known(stage, texts))
     except DataError as error:
         _say(f"error: {error}")
@@ -70,7 +69,7 @@ def main(
         _say(f"error: {error}")
         raise typer.Exit(1) from error
     _say(f"{len(known)} texts have answers of their own")
-    stage = Stage(stage.bundle, base, data, out, known, faketime)
+    stage = Stage(stage.bundle, base, data, out, known)
     results = report.read(out)
     for name in chosen:
         result = asyncio.run(_run(name, stage))

@@ -19,7 +19,9 @@ from loadtest.servers import HOST
 WORKERS = 16
 REQUEST_SECONDS = 30.0
 """How long a request is sent again and again; one that then has no answer is lost."""
-PAUSE_SECONDS = 0.05
+POLL_SECONDS = 0.05
+AGAIN_SECONDS = 0.25
+"""Before a request is sent again: sooner than `Retry-After` says, so that the return of service shows."""
 SLOW_SECONDS = 1.0
 """A server in full service takes no longer."""
 STEADY_SECONDS = 1.5
@@ -121,7 +123,7 @@ class Load:
         self._stop.set()
         await asyncio.gather(*self._tasks)
         # What has been answered twice shows now at the latest.
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         for connection in self._open:
             self.tally.twice += connection.unasked
             connection.close()
@@ -131,7 +133,7 @@ class Load:
         due = self._answers() + count
         async with asyncio.timeout(seconds):
             while True:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
                 if self._answers() >= due:
                     return
 
@@ -162,7 +164,7 @@ class Load:
                 if connection is not None and (status == OK or (status not in AGAIN and status.isdigit())):
                     self._answered(known, number, connection, status, body)
                     break
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)
             else:
                 self.tally.lost += 1
 

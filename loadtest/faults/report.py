@@ -81,7 +81,8 @@ def write(results: Mapping[str, dict[str, Any]], machine: Machine, command: str,
 
 
 def page(results: Sequence[Result], machine: Machine, command: str) -> str:
-    lines = ["# Faults", "", HOW, f"`{command}`, on {machine.cpu}, {machine.cores} cores, {machine.system}.", ""]
+    where = f"{machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)} for clients and server, {machine.system}"
+    lines = ["# Faults", "", HOW, f"`{command}`, on {where}.", ""]
     lines += [
         "| case | | requests | answered | failed | lost | twice | wrong | attempts | full service after |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",

@@ -69,7 +69,6 @@ class Stage:
     data: Path
     out: Path
     known: Sequence[Known]
-    faketime: Path | None
 
     def command(self, *flags: str, bundle: Path | None = None) -> list[str]:
         base = ["--base", str(self.base)] if self.base is not None and bundle is None else []
