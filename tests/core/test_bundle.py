@@ -95,9 +95,6 @@ def linked(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
-CODE = {"model_type": "unknown", "auto_map": {"AutoConfig": "code.Config"}}
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -107,7 +104,6 @@ CODE = {"model_type": "unknown", "auto_map": {"AutoConfig": "code.Config"}}
         (lambda folder: replaced_json(folder, "backbone/tokenizer_config.json", tokenizer_class=7), "cannot be loaded"),
         (lambda folder: replaced_json(folder, "backbone/config.json", dtype="mistral"), "cannot be loaded"),
         (lambda folder: replaced_json(folder, "backbone/config.json", num_attention_heads=None), "cannot be loaded"),
-        (lambda folder: replaced_json(folder, "backbone/config.json", **CODE), "cannot be loaded"),
         (lambda folder: replaced_json(folder, "backbone/tokenizer_config.json", pad_token="[NEW]"), "makes the token"),
         (without_bias, "Missing key"),
         (lambda folder: piped(folder / "bundle.json"), "not a bundle"),
@@ -142,6 +138,17 @@ def test_a_cascade_whose_points_cannot_run_is_refused(
         folder, manifest.model_copy(update={"calibrations": [calibration.model_copy(update={"cascades": [cascade]})]})
     )
     with pytest.raises(BundleError, match=message):
+        load_bundle(folder)
+
+
+def test_nobody_is_asked_whether_to_run_a_bundles_code(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle_path, folder)
+    replaced_json(folder, "backbone/config.json", model_type="unknown", auto_map={"AutoConfig": "code.Config"})
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    with pytest.raises(BundleError, match="cannot be loaded"):
         load_bundle(folder)
 
 
