@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revmux_core.backends import SHARDED, BackendName, DtypeName
+from revmux_core.backends import SHARDED, BackendName, DtypeName, prepare_process
 from revmux_core.errors import RevmuxError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 BackendOption = Annotated[
     BackendName,
     typer.Option(
-        "--backend", help="What runs the layers: torch, inductor (torch.compile), or openvino on a CPU (an extra)."
+        "--backend",
+        help="What runs the layers: torch, inductor (torch.compile), or openvino on a CPU (an extra).",
+        callback=prepare_process,
     ),
 ]
 DtypeOption = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from revmux_core.backends import prepare_process
 from server.settings import PREFIX, Settings, read_settings
 
 
@@ -52,6 +53,7 @@ def serve(
     """Serve a bundle over HTTP until SIGTERM; every option can also be set by its environment variable."""
     flags = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(**flags)
+    prepare_process(settings.backend)
     if settings.http_workers:
         from server.supervisor import supervise
 

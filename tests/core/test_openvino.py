@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,24 @@ def test_int8_is_not_pytorchs() -> None:
 def test_it_runs_on_the_cpu_only(tiny_bundle_path: Path) -> None:
     with pytest.raises(RevmuxError, match="runs on the cpu, not on meta"):
         load_bundle(tiny_bundle_path, device="meta", backend="openvino")
+
+
+@pytest.mark.parametrize("command", [["bench", "--bundle", "none"], ["serve", "--bundle", "none", "--port", "0"]])
+@pytest.mark.parametrize(("backend", "policy"), [("openvino", "PASSIVE"), ("torch", None)])
+def test_pytorchs_threads_sleep_beside_openvino(command: list[str], backend: str, policy: str | None) -> None:
+    """OpenMP reads how they wait when PyTorch is first imported, so it has to be said before."""
+    code = f"""
+import os, sys
+os.environ.pop("OMP_WAIT_POLICY", None)
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("torch with", os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit(0)
+sys.meta_path.insert(0, Watch())
+sys.argv = {["revmux", *command, "--backend", backend]!r}
+from server.cli import main
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout == f"torch with {policy}\n", run.stderr
