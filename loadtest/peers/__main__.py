@@ -38,6 +38,9 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Length of one run.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Visits to each server.")] = 3,
     concurrency: Annotated[int, typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight to saturate.")] = 64,
+    rate: Annotated[
+        list[float] | None, typer.Option(min=1, help="Requests a second that all get alike; repeatable.")
+    ] = None,
     venvs: Annotated[Path | None, typer.Option(help="Folder of the peers' environments. Default: OUT/venvs.")] = None,
     ours_options: Annotated[str, typer.Option(help="Options of `revmux serve` for our own servers.")] = "",
 ) -> None:
@@ -53,7 +56,7 @@ def main(
     unknown = chosen - {peer.key for peer in PEERS}
     if unknown:
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--only")
-    plan = Plan(concurrency, rounds, seconds)
+    plan = Plan(concurrency, rounds, seconds, tuple(rate or ()))
     out.mkdir(parents=True, exist_ok=True)
     logs, model, sentences = out / "logs", out / "model", out / "calibration.txt"
     logs.mkdir(exist_ok=True)

@@ -27,24 +27,31 @@ from loadtest.wire import Wire
 from loadtest.workload import poisson_arrivals, shuffled
 
 HALF = 0.5
+# Of what a server can answer at most: closer to it, latency says how long the run was.
+BEARABLE = 0.9
 # A server that needs longer than this for its first answer alone is asked again.
 FIRST_ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`concurrency` requests in flight for saturation; `seconds` a run, `rounds` of them."""
+    """`concurrency` requests in flight for saturation; `seconds` a run, `rounds` of them.
+
+    `rates` are loads, in requests a second, that all servers get alike.
+    """
 
     concurrency: int
     rounds: int
     seconds: float
+    rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One round of one server. `passed` is every sentence once, `half` the open loop at `half_rate` requests a second.
 
-    `start_seconds` run from starting the process to the first right-formed answer.
+    `start_seconds` run from starting the process to the first right-formed answer. `rated` has the open loops at the
+    plan's rates, None at one that is more than the server bears.
     """
 
     start_seconds: float
@@ -53,6 +60,7 @@ class Visit:
     saturated: Summary
     half: Summary
     half_rate: float
+    rated: tuple[Summary | None, ...] = ()
 
 
 @dataclass(slots=True)
@@ -79,6 +87,13 @@ class Contender:
             over_rounds([visit.saturated for visit in self.visits]),
             over_rounds([visit.half for visit in self.visits]),
         )
+
+    def at_rates(self) -> list[Summary | None]:
+        """For each of the plan's rates what it came to over the visits that bore it, None where none did."""
+        return [
+            over_rounds(borne) if (borne := [summary for summary in own if summary is not None]) else None
+            for own in zip(*(visit.rated for visit in self.visits), strict=True)
+        ]
 
     def ratio_to(self, other: Contender) -> float | None:
         """Median over rounds of its saturation over the other's; None without a round that both have."""
@@ -133,16 +148,19 @@ def _visit(
         started(contender.command, log, lambda port: answers(port, wire, texts[0]), contender.variables) as server,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        once, full, half, rate = runner.run(_drive(server.port, wire, texts, plan, seed))
+        once, full, half, rate, rated = runner.run(_drive(server.port, wire, texts, plan, seed))
         peak = server.peak_rss_bytes()
     if not reference:
         reference.update({o.sample: o.label for o in once.outcomes if o.label is not None})
     passed, saturated, halved = (summarize(run, labels, reference) for run in (once, full, half))
-    return Visit(server.start_seconds, peak, passed, saturated, halved, rate)
+    at_rates = tuple(None if run is None else summarize(run, labels, reference) for run in rated)
+    return Visit(server.start_seconds, peak, passed, saturated, halved, rate, at_rates)
 
 
-async def _drive(port: int, wire: Wire, texts: Sequence[str], plan: Plan, seed: int) -> tuple[Run, Run, Run, float]:
-    """Every sentence once, which also warms the server up, then saturation, then half of that."""
+async def _drive(
+    port: int, wire: Wire, texts: Sequence[str], plan: Plan, seed: int
+) -> tuple[Run, Run, Run, float, list[Run | None]]:
+    """Every sentence once, which also warms the server up, then saturation, half of that, and the plan's rates."""
     async with Client(port, texts, wire=wire) as client:
         once = await client.closed_loop(iter(range(len(texts))), plan.concurrency, PASS_SECONDS)
         full = await client.closed_loop(shuffled(len(texts), seed), plan.concurrency, plan.seconds)
@@ -151,9 +169,14 @@ async def _drive(port: int, wire: Wire, texts: Sequence[str], plan: Plan, seed: 
             statuses = ", ".join(sorted({outcome.status for outcome in full.outcomes}))
             raise ServerError(f"no request was answered with {plan.concurrency} in flight: {statuses}")
         rate = HALF * answered / full.seconds
-        arrivals = poisson_arrivals(rate, plan.seconds, seed)
-        half = await client.open_loop(shuffled(len(texts), seed), arrivals, plan.seconds)
-    return once, full, half, rate
+
+        async def at(rate: float) -> Run:
+            arrivals = poisson_arrivals(rate, plan.seconds, seed)
+            return await client.open_loop(shuffled(len(texts), seed), arrivals, plan.seconds)
+
+        half = await at(rate)
+        rated = [await at(own) if own <= BEARABLE * rate / HALF else None for own in plan.rates]
+    return once, full, half, rate, rated
 
 
 def answers(port: int, wire: Wire, text: str) -> bool:

@@ -57,6 +57,11 @@ class Report:
             if contender.visits
             for run, summary in zip(("saturation", "half load"), contender.over_rounds()[1:], strict=True)
             if (limits := generator_limits(summary))
+        ] + [
+            f"{contender.name}, {rate:g} a second: {', '.join(limits)}"
+            for contender in self.contenders
+            for rate, summary in zip(self.plan.rates, contender.at_rates(), strict=False)
+            if summary is not None and (limits := generator_limits(summary))
         ]
 
 
@@ -94,6 +99,7 @@ def to_markdown(report: Report) -> str:
         "count from when a request was due. Memory is the sum of every process's peak. Start runs from the process's "
         "start to its first answer. Accuracy is over every sentence once, agreement with the labels that our plain "
         "path gave them. *failed* counts requests of all runs that got no answer.",
+        *_same_load(report),
         _generator(report.warnings),
         "## Settings",
         "\n".join(
@@ -103,6 +109,24 @@ def to_markdown(report: Report) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _same_load(report: Report) -> list[str]:
+    """A table of latencies where all servers get the same load, none where the plan has no rates."""
+    rates = report.plan.rates
+    if not rates:
+        return []
+    head = ("p50 / p99 in ms at", "", "", *(f"{rate:g} requests/s" for rate in rates))
+    rows = []
+    for contender in report.contenders:
+        cells = [
+            "-" if own is None else f"{milliseconds(own.p50_seconds)} / {milliseconds(own.p99_seconds)}"
+            for own in contender.at_rates()
+        ]
+        if cells:
+            rows.append([contender.peer.title, contender.setting.name, contender.setting.precision, *cells])
+    text = "The same load for all, where a server bears it (at most nine tenths of what it answered at saturation):"
+    return [text, table(head, rows)]
 
 
 def _row(contender: Contender, yardstick: Contender | None) -> list[str]:

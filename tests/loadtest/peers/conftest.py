@@ -20,7 +20,13 @@ def contender(make_summary: Callable[..., Summary]) -> Callable[..., Contender]:
         peer = next(peer for peer in (ours("demo", None, []), *PEERS) if peer.key == key)
         visits = [
             Visit(
-                start, 300 * 2**20, make_summary(rate, **figures), make_summary(rate), make_summary(rate / 2), rate / 2
+                start,
+                300 * 2**20,
+                make_summary(rate, **figures),
+                make_summary(rate),
+                make_summary(rate / 2),
+                rate / 2,
+                (make_summary(60) if rate > 60 else None, None),
             )
             for start, rate in enumerate(throughputs, start=2)
         ]

@@ -88,7 +88,7 @@ def test_ours_and_a_peer_serve_the_same_model(tiny_bundle_path: Path, out: Path,
     ]
     lines: list[str] = []
     contenders = [c for each in peers for c in line_up(each, out / "venv", model, out, out, lines.append)]
-    compare(contenders, TEXTS, [None] * len(TEXTS), Plan(4, 1, 0.5), out / "logs", lines.append)
+    compare(contenders, TEXTS, [None] * len(TEXTS), Plan(4, 1, 0.5, (4.0, 1e6)), out / "logs", lines.append)
     plain, fastapi, failed = contenders
     for contender in (plain, fastapi):
         (visit,) = contender.visits
@@ -96,6 +96,10 @@ def test_ours_and_a_peer_serve_the_same_model(tiny_bundle_path: Path, out: Path,
         assert visit.passed.errors == visit.saturated.errors == visit.half.errors == {}
         assert visit.passed.agreement == 1
         assert visit.saturated.throughput > 0
+        low, beyond = visit.rated
+        assert low is not None
+        assert low.errors == {}
+        assert beyond is None
         assert visit.half_rate == pytest.approx(visit.saturated.throughput / 2)
         assert (visit.peak_rss_bytes or 0) > 2**20 or sys.platform != "linux"
     assert fastapi.version == "5.0"

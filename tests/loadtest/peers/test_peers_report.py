@@ -14,7 +14,7 @@ def report(contender):
         "dev.tsv",
         872,
         Machine("Example CPU", 2, 24 * 2**30, "Linux 6", "3.11.7"),
-        Plan(64, 3, 10.0),
+        Plan(64, 3, 10.0, (60.0, 500.0)),
         [
             contender("ours", [300, 330, 90], agreement=1.0),
             contender("infinity", [100, 100, 90], agreement=0.99, errors={"500": 2}),
@@ -25,8 +25,7 @@ def report(contender):
 
 
 def test_every_server_has_a_row_of_the_whole_table(report):
-    rows = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 4
+    rows = [line for line in to_markdown(report).splitlines() if line.startswith("|")][: 2 + 4]
     assert all(row.replace("\\|", "").count("|") == len(HEAD) + 1 for row in rows)
     assert (
         rows[2] == "| RevMUX Server 1.2 | plain | float32 | 300.0 | 3.00x | 10.0 | 30.0 | 300 MiB | 3.0 | 90.0% "
@@ -37,6 +36,14 @@ def test_every_server_has_a_row_of_the_whole_table(report):
     assert "| 50.0 | 0.50x |" in rows[4]
     assert "0, then the server exited \\| badly" in rows[4]
     assert "not measured: needs a GPU" in rows[5]
+
+
+def test_latencies_at_the_same_load_are_of_the_servers_that_bear_it(report):
+    rows = [line for line in to_markdown(report).splitlines() if line.startswith("|")][2 + 4 :]
+    assert rows[0] == "| p50 / p99 in ms at |  |  | 60 requests/s | 500 requests/s |"
+    assert rows[2] == "| RevMUX Server | plain | float32 | 10.0 / 30.0 | - |"
+    assert rows[4] == "| LitServe | as documented | float32 | - | - |"
+    assert len(rows) == 2 + 3
 
 
 def test_without_infinity_nothing_is_compared_with_it(report):
