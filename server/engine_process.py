@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 import sys
@@ -159,9 +158,6 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
             logger.exception("loading failed")
         line.report(failed=str(error), foreseeable=isinstance(error, RevmuxError))
         return 1
-    # The model lasts: what collects garbage need not look at all of it again and again.
-    gc.collect()
-    gc.freeze()
     server = await loop.create_unix_server(lambda: FrontEnd(switch), sock=listener)
     line.report(ready=switch.served.hello.facts.name)
     await stopping.wait()

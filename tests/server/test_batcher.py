@@ -411,6 +411,28 @@ async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() ->
     await batcher.close()
 
 
+async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early() -> None:
+    device = ManualDevice()
+    batcher = Batcher(
+        device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(100, 10**6), Metrics("test"), Guards(0.9, 0), 100.0
+    )
+    batcher.submit(samples_of(0, [BUDGET]), Terms(PLAIN_ONLY))
+    await settle()
+    for number in range(1, 100):
+        # What waits is one batch, so that none leaves others waiting.
+        batcher.submit(samples_of(number, [BUDGET]), Terms(PLAIN_ONLY))
+        await settle()
+        assert (len(device.batches), batcher.load) == (2, Load(0, 0))
+        device.finish()
+        await settle()
+    # At what was said at the start it would take as long again as it has.
+    batcher.submit(samples_of(100, [BUDGET]), Terms(PLAIN_ONLY, timeout=0.5))
+    while device.batches:
+        device.finish()
+        await settle()
+    await batcher.close()
+
+
 @given(
     st.lists(st.tuples(st.integers(2, 30), st.booleans()), min_size=1, max_size=30),
     st.sampled_from([math.inf, 60, 20]),
