@@ -240,7 +240,7 @@ def load_model(
     Raises `ValueError` when anything else is missing, `KeyError` for a label without a word.
     """
     kind: Any = AutoModelForTokenClassification if problem.by_word else AutoModelForSequenceClassification
-    # No bundle brings code: asked nothing, Transformers would ask at the terminal whether to run it.
+    # No bundle brings code: told nothing, Transformers would ask at the terminal whether to run it.
     settings = AutoConfig.from_pretrained(config, trust_remote_code=False)
     set_problem(settings, problem)
     if verbalizer is not None:
@@ -248,7 +248,12 @@ def load_model(
         kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
     with quiet_transformers():
         model, info = kind.from_pretrained(
-            weights, config=settings, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+            weights,
+            config=settings,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     heads = tuple(f"{name}." for name in view(model).head_modules)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))

@@ -19,6 +19,7 @@ from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.bundle import load_bundle
 from revmux_core.manifest import BundleError, read_manifest, record_calibration, write_manifest
 from server.cli import main
+from tests.tiny import save_family_bundle
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "word9", "the film is bad"]
 
@@ -141,12 +142,34 @@ def test_a_cascade_whose_points_cannot_run_is_refused(
         load_bundle(folder)
 
 
+@pytest.mark.parametrize(
+    ("family", "file", "changes"),
+    [
+        (None, "config.json", {"model_type": "unknown", "auto_map": {"AutoConfig": "code.Config"}}),
+        # A type that Transformers knows, but not as a classifier of text.
+        (None, "config.json", {"model_type": "vit", "auto_map": {"AutoModelForSequenceClassification": "code.Model"}}),
+        # Transformers has no tokenizer of its own for this family.
+        (
+            "llama",
+            "tokenizer_config.json",
+            {"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["slow.T", "fast.T"]}},
+        ),
+    ],
+)
 def test_nobody_is_asked_whether_to_run_a_bundles_code(
-    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str | None,
+    file: str,
+    changes: dict[str, object],
 ) -> None:
     folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle_path, folder)
-    replaced_json(folder, "backbone/config.json", model_type="unknown", auto_map={"AutoConfig": "code.Config"})
+    if family is None:
+        shutil.copytree(tiny_bundle_path, folder)
+    else:
+        save_family_bundle(folder, family)
+    replaced_json(folder, f"backbone/{file}", **changes)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     with pytest.raises(BundleError, match="cannot be loaded"):
         load_bundle(folder)
