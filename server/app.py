@@ -53,5 +53,5 @@ def create_app(service: Service) -> FastAPI:
     if service.settings.metrics_port is not None:
         app.add_middleware(SplitPorts, port=service.settings.metrics_port, routes=operator.router.routes)
     # Added last, so outermost.
-    app.add_middleware(Observe, metrics=service.metrics)
+    app.add_middleware(Observe, service=service)
     return app

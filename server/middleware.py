@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
 from server.logs import REQUEST_ID, unquoted
-from server.metrics import Metrics
 from server.protocol import REFUSAL
+from server.service import Service
 from server.traces import name_request
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,15 @@ _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Observe:
-    """Outermost: gives every request an id, counts its answer, and answers what no handler caught."""
+    """Outermost: gives every request an id, counts its answer, and answers what no handler caught.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Answers of a server that goes end their connections, so that clients take the next request to another one.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._metrics = metrics
+        self._service = service
+        self._metrics = service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +50,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if self._service.ending:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

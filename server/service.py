@@ -132,6 +132,11 @@ class Service:
         return self._admitted == 0
 
     @property
+    def ending(self) -> bool:
+        """Whether the server goes: it drains, or cannot be used any more."""
+        return self._draining or self.failure is not None
+
+    @property
     def model(self) -> Model:
         """The loaded model. Raises `Unavailable` while there is none."""
         if self._model is None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, UnknownModel
-from server.routes.common import WORK_ERRORS, authorized, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, admissible, authorized, body_docs, error_docs, json_response
 from server.schemas import ClassifyRequest, ClassifyResponse, ErrorResponse, parse
 from server.service import Work
 
@@ -23,8 +23,7 @@ _BODY = body_docs(ClassifyRequest, {"input": ["a gripping film", "a waste of tim
 async def classify(request: Request) -> Response:
     """Classifies one text, one pair of texts, or a list of those."""
     service, tenant = authorized(request)
-    service.require_ready()
-    query = parse(ClassifyRequest, await request.body())
+    query = parse(ClassifyRequest, await admissible(request, service))
     service.require_model(query.model)
     result = await service.classify(_work(query, tenant), request.receive)
     problem = result.facts.problem

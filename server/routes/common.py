@@ -41,6 +41,14 @@ def authorized(request: Request) -> tuple[Service, str]:
     return service, service.authorize(request.headers.get("authorization"))
 
 
+async def admissible(request: Request, service: Service) -> bytes:
+    """The body of a request for work. Raises `Unavailable` while no work is taken, but only once the body is whole: a
+    connection that ends before would fail the client that still sends, which then may not read why."""
+    body = await request.body()
+    service.require_ready()
+    return body
+
+
 def json_response(content: object, answers: Answers) -> Response:
     """A 200 with `content`, and the times of `answers` as headers."""
     headers = {

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from server.answers import Answer
 from server.errors import InvalidRequest
-from server.routes.common import WORK_ERRORS, authorized, body_docs, error_docs, json_response
+from server.routes.common import WORK_ERRORS, admissible, authorized, body_docs, error_docs, json_response
 from server.schemas import PredictErrorResponse, Prediction, PredictRequest, parse
 from server.service import Work
 
@@ -27,8 +27,7 @@ async def predict(request: Request) -> Response:
     lists. One input answers a list, a batch a list of lists.
     """
     service, tenant = authorized(request)
-    service.require_ready()
-    query = parse(PredictRequest, await request.body())
+    query = parse(PredictRequest, await admissible(request, service))
     # Once the body is here: meanwhile another model may have taken the place of the one before.
     if service.require_ready().facts.problem_type == "token_classification":
         raise InvalidRequest(

@@ -138,6 +138,16 @@ def slow_server_process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], h
             process.kill()
 
 
+def post_slowly(url: httpx.URL, body: bytes) -> bytes:
+    """The answer's beginning to a body that is too large for the buffers between; fails where that cannot be sent."""
+    with socket.socket() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sender.connect((url.host, url.port))
+        head = b"POST /classify HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % len(body)
+        sender.sendall(head + body)
+        return sender.recv(1024)
+
+
 def test_sigterm_answers_what_was_admitted_then_exits_0(tiny_bundle_path: Path) -> None:
     with slow_server_process(tiny_bundle_path) as (process, client), ThreadPoolExecutor(1) as threads:
         admitted = threads.submit(client.post, "/classify", json={"input": "a film"})
@@ -146,8 +156,11 @@ def test_sigterm_answers_what_was_admitted_then_exits_0(tiny_bundle_path: Path) 
         wait_until(lambda: client.get("/health/ready").json() == {"status": "draining"})
         refused = client.post("/classify", json={"input": "a"})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert post_slowly(client.base_url, b" " * 2**20).startswith(b"HTTP/1.1 503")
         assert client.get("/health/live").status_code == 200
         assert admitted.result().status_code == 200
+        # Or they would send what comes next to a server that goes.
+        assert refused.headers["connection"] == admitted.result().headers["connection"] == "close"
         assert process.wait(timeout=20) == 0
 
 
