@@ -159,7 +159,8 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
         line.report(failed=str(error), foreseeable=isinstance(error, RevmuxError))
         return 1
     server = await loop.create_unix_server(lambda: FrontEnd(switch), sock=listener)
-    line.report(ready=switch.served.hello.facts.name)
+    facts = switch.served.hello.facts
+    line.report(ready=facts.name, device=facts.device)
     await stopping.wait()
     server.close()
     await swap.close()

@@ -166,6 +166,9 @@ class Supervisor:
             worker.idle.set()
             return
         worker.ready = True
+        if worker is self._engine and self._settings.device == "auto":
+            # An engine whose GPU is lost would come back on the CPU, slow and without its calibration, and nobody told.
+            self._settings = self._settings.model_copy(update={"device": news["device"]})
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
             print(f"Serving {news['ready']} on {self._url}", flush=True)

@@ -266,6 +266,24 @@ def test_a_killed_engine_is_told_at_once_and_comes_back(server: Running, expecte
     assert server.metric("requests_in_progress") == server.metric("queue_items") == 0
 
 
+def test_an_engine_comes_back_on_the_device_that_it_had(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no GPU to lose, one seems to have come: auto would take it, and fail."""
+    come = tmp_path / "come"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os\nif os.path.exists({str(come)!r}):\n    import torch\n    torch.cuda.is_available = lambda: True\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with running(tiny_bundle_path, device="auto", http_workers=1) as server:
+        before = server.client.get("/info").json()["device"]
+        come.touch()
+        os.kill(server.engine, signal.SIGKILL)
+        wait_until(lambda: status(server.client, "/health/ready") == 503, 5)
+        wait_until(lambda: server.ready, 30)
+        assert server.client.get("/info").json()["device"] == before
+
+
 def test_whoever_leaves_or_is_late_frees_its_place_in_the_engine(server: Running) -> None:
     body = {"input": ["good " * 60] * MANY}
     assert server.client.post("/classify", json={**body, "timeout_ms": 1000}).status_code == 504
