@@ -291,6 +291,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
             if sha256(path) != manifest.files.get(file):
                 raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
+        except BundleError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
             # A name that no file can have, a loop of links, a file that may not be read.
             raise BundleError(f"bundle {manifest.name} names {file!r}, which cannot be read: {error}") from error

@@ -30,8 +30,8 @@ SOFT_LIMIT = 1024
 async def slow_clients(stage: Stage) -> Finding:
     """Bodies that come in drips and large answers that are hardly read, beside clients that are as ever."""
     finding = Finding(
-        f"{SLOW_CLIENTS} clients that take {SLOW_SECONDS:g} s for sending a request of {SLOW_ITEMS} short texts, and as "
-        "long for reading its answer"
+        f"{SLOW_CLIENTS} clients that take {SLOW_SECONDS:g} s for sending a request of {SLOW_ITEMS} short texts, and "
+        "as long for reading its answer"
     )
     async with stage.serving("slow-client", stage.command()) as server:
 

@@ -52,9 +52,12 @@ def flip(path: Path) -> None:
         ),
         (lambda folder: edit_manifest(folder, format_version=99), "upgrade revmux-server"),
         (lambda folder: edit_manifest(folder, labels=["a", "b", "c"]), "altered after it was saved"),
-        (lambda folder: truncate(next(folder.glob("adapters/n2*"))), "damaged: adapters/n2"),
-        (lambda folder: flip(next(folder.glob("adapters/n4*"))), "damaged: adapters/n4"),
-        (lambda folder: (folder / "backbone/tokenizer.json").unlink(), "incomplete: backbone/tokenizer.json"),
+        (lambda folder: truncate(next(folder.glob("adapters/n2*"))), "^bundle tiny is damaged: adapters/n2"),
+        (lambda folder: flip(next(folder.glob("adapters/n4*"))), "^bundle tiny is damaged: adapters/n4"),
+        (
+            lambda folder: (folder / "backbone/tokenizer.json").unlink(),
+            "^bundle tiny is incomplete: backbone/tokenizer.json",
+        ),
     ],
 )
 def test_damaged_bundles_are_refused(
