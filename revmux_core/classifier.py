@@ -14,7 +14,7 @@ from revmux_core.backbones import Backbone
 from revmux_core.backends.base import Executor
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.batch import MuxBatch, Prefilled, Words
-from revmux_core.composites import Composites, demultiplex
+from revmux_core.composites import Composites
 from revmux_core.confidence import LearntConfidence
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
@@ -209,7 +209,7 @@ class MuxClassifier(nn.Module):
             pooled = self.backbone.pool(track.hidden, rows, track.mask)
             return pooled if track.words is None else track.words.read(pooled)
         multiplexer = self.adapters_of(track.point).multiplexer
-        return demultiplex(self.backbone, multiplexer, track.hidden, track.composites, track.words)
+        return self.executor.demultiplex(multiplexer, track.hidden, track.composites, track.words)
 
 
 def _key(point: OperatingPoint) -> str:

@@ -8,13 +8,14 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from revmux_core.backends import BackendName
+from revmux_core.batch import Words
 from revmux_core.composites import Composites
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
 
 
 class Executor(Protocol):
-    """Runs layers of a frozen backbone, or a point's own versions of them, and multiplexers.
+    """Runs layers of a frozen backbone, or a point's own versions of them, multiplexers and demultiplexers.
 
     Where it `packs`, several texts share a row, so that unlike lengths in a batch cost next to nothing.
     """
@@ -41,4 +42,10 @@ class Executor(Protocol):
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
         """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one."""
+        ...
+
+    def demultiplex(
+        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+    ) -> Tensor:
+        """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`, or word, `[W, d]`."""
         ...

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
 from revmux_core.backends import BackendName
-from revmux_core.composites import Composites, multiplex
+from revmux_core.batch import Words
+from revmux_core.composites import Composites, demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
 
@@ -37,3 +38,8 @@ class EagerExecutor:
 
     def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
         return multiplex(self._backbone, multiplexer, hidden, mask)
+
+    def demultiplex(
+        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+    ) -> Tensor:
+        return demultiplex(self._backbone, multiplexer, hidden, composites, words)

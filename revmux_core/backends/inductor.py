@@ -1,4 +1,4 @@
-"""Layers and multiplexers compiled by PyTorch's Inductor (`torch.compile`), on a GPU replayed as CUDA graphs.
+"""Layers and adapters compiled by PyTorch's Inductor (`torch.compile`), layers on a GPU replayed as CUDA graphs.
 
 A program takes weights and sizes as inputs: one serves all pieces of as many frozen layers and all batches of two
 rows or more, another one those of a single row. So little is compiled, all of it before the first batch that needs it,
@@ -19,9 +19,18 @@ from torch._dynamo.exc import TorchDynamoException
 
 from revmux_core.backends import BackendName
 from revmux_core.backends.graphs import Capture, Graphs, Program, bucket_of, buckets
-from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces, check_outputs, example_states
+from revmux_core.backends.pieces import (
+    Demultiplexing,
+    Layers,
+    Multiplexing,
+    Piece,
+    Pieces,
+    check_outputs,
+    example_states,
+)
+from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import Composites
+from revmux_core.composites import Composites, demultiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
@@ -36,6 +45,9 @@ TOLERANCE = 0.05
 
 STANCE = "eager_on_recompile"
 """What PyTorch does with a call that no program fits: it runs uncompiled, as a client cannot wait for a compiler."""
+
+Example = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Hidden states `[R, T, d]` and their mask `[R, T]` to what a module takes."""
 
 _EXCLUSIVE = threading.RLock()
 """PyTorch has one stance for all threads: what compiles a model beside one that answers must not meet the other's."""
@@ -62,6 +74,7 @@ class InductorExecutor:
         }
         self._programs: dict[Piece, Program] = {}
         self._multiplexing: dict[Multiplexer, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+        self._demultiplexing: dict[Multiplexer, Callable[..., Tensor]] = {}
         parameter = next(self._backbone.model.parameters())
         self._dtype, self._device = parameter.dtype, parameter.device
         self._capture = capture
@@ -75,7 +88,7 @@ class InductorExecutor:
     @torch.inference_mode()
     def limit(self, points: Collection[OperatingPoint]) -> None:
         begun = time.perf_counter()
-        logger.info("compiling layers and multiplexers with Inductor; the first time on a machine takes longest")
+        logger.info("compiling layers and adapters with Inductor; the first time on a machine takes longest")
         self._pieces.limit(points)
         self._programs.clear()
         pieces = self._pieces.all()
@@ -85,6 +98,7 @@ class InductorExecutor:
             # The plain one has none.
             if point in self._multiplexers:
                 self._multiplex(self._multiplexers[point])
+                self._demultiplex(self._multiplexers[point])
         logger.info("compiled %d pieces in %.1f s", len(pieces), time.perf_counter() - begun)
         self._graphs = self._no_graphs()
         if self._graphs is not None:
@@ -122,6 +136,16 @@ class InductorExecutor:
             composite, union, own = program(_plain(hidden), _plain(mask))
         return Composites(composite, union, own, mask)
 
+    @torch.inference_mode()
+    def demultiplex(
+        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+    ) -> Tensor:
+        if words is not None:
+            return demultiplex(self._backbone, multiplexer, hidden, composites, words)
+        program = self._demultiplex(multiplexer)
+        with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
+            return program(*map(_plain, (hidden, composites.own, composites.own_mask)))
+
     def _no_graphs(self) -> Graphs | None:
         if self._capture is None:
             return None
@@ -134,7 +158,7 @@ class InductorExecutor:
     def _program(self, piece: Piece) -> Program:
         if piece not in self._programs:
             parts = [piece[lo : lo + LAYERS_TOGETHER] for lo in range(0, len(piece), LAYERS_TOGETHER)]
-            compiled = [self._compile(Layers(self._backbone, part), 1) for part in parts]
+            compiled = [self._compile(Layers(self._backbone, part), 1, _states) for part in parts]
 
             def run(hidden: Tensor, mask: Tensor) -> Tensor:
                 with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
@@ -148,11 +172,24 @@ class InductorExecutor:
     def _multiplex(self, multiplexer: Multiplexer) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if multiplexer not in self._multiplexing:
             module = Multiplexing(self._backbone, multiplexer)
-            self._multiplexing[multiplexer] = self._compile(module, multiplexer.width)
+            self._multiplexing[multiplexer] = self._compile(module, multiplexer.width, _states)
         return self._multiplexing[multiplexer]
 
-    def _compile(self, module: nn.Module, width: int) -> Callable[..., Any]:
-        """`module` of hidden states `[R, T, d]` and a mask `[R, T]` as a program; R is a multiple of `width`.
+    def _demultiplex(self, multiplexer: Multiplexer) -> Callable[..., Tensor]:
+        if multiplexer not in self._demultiplexing:
+            multiplexing = Multiplexing(self._backbone, multiplexer)
+
+            def example(hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+                composite, _, own = multiplexing(hidden, mask)
+                return _plain(composite), _plain(own), mask
+
+            module = Demultiplexing(self._backbone, multiplexer)
+            self._demultiplexing[multiplexer] = self._compile(module, multiplexer.width, example)
+        return self._demultiplexing[multiplexer]
+
+    def _compile(self, module: nn.Module, width: int, example_of: Example) -> Callable[..., Any]:
+        """`module` as a program. It is tried on what `example_of` makes of hidden states `[R, T, d]` and a mask
+        `[R, T]`, where R is a multiple of `width`.
 
         Raises `RevmuxError` where it cannot be compiled, or computes something else then.
         """
@@ -162,7 +199,7 @@ class InductorExecutor:
         # to be taken for that of many.
         for rows in (3, 1) if width == 1 else (3 * width,):
             hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
-            example = hidden.to(self._device, self._dtype), mask.to(self._device)
+            example = example_of(hidden.to(self._device, self._dtype), mask.to(self._device))
             try:
                 with _EXCLUSIVE, torch._dynamo.config.patch(recompile_limit=_ENTRIES):
                     found = compiled(*example)
@@ -172,8 +209,12 @@ class InductorExecutor:
             expected = module(*example)
             if isinstance(expected, Tensor):
                 found, expected = (found,), (expected,)
-            check_outputs(self.backend, found, expected, example[1], TOLERANCE)
+            check_outputs(self.backend, found, expected, mask.to(self._device), TOLERANCE)
         return compiled
+
+
+def _states(hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    return hidden, mask
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from revmux_core.backends import BackendName
 from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces, check_outputs, example_states
+from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import Composites, multiplex
+from revmux_core.composites import Composites, demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.packing import Packing, pack
 from revmux_core.points import OperatingPoint
@@ -161,6 +162,12 @@ class OpenVinoExecutor:
         # Copied: the next batch overwrites the program's own outputs, whose shapes only it knows beforehand.
         composite, union, own = (torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(3))
         return Composites(composite, union, own, mask)
+
+    def demultiplex(
+        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+    ) -> Tensor:
+        # Little to compute, in as many shapes as there are batches: kernels for each would cost more.
+        return demultiplex(self._backbone, multiplexer, hidden, composites, words)
 
     def _mix(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`Multiplexer.multiplex`, of the positions that hold text only."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import Backbone
 from revmux_core.backends import BackendName
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import multiplex
+from revmux_core.composites import Composites, demultiplex, multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
@@ -85,6 +85,21 @@ class Multiplexing(nn.Module):
         """Samples `[B*N, T, d]` with their masks `[B*N, T]` to the `hidden`, `mask` and `own` of `Composites`."""
         composites = multiplex(self._backbone, self.multiplexer, hidden, mask)
         return composites.hidden, composites.mask, composites.own
+
+
+class Demultiplexing(nn.Module):
+    """What separates the samples of composites, as one module: pool, the multiplexer's inverse, up projection."""
+
+    def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.multiplexer = multiplexer
+
+    def forward(self, hidden: Tensor, own: Tensor, own_mask: Tensor) -> Tensor:
+        """The upper layers' output `[B, T, d]` and the `own` and `own_mask` of `Composites` to `[B*N, d]`."""
+        # What the composites were before their layers is not looked at.
+        composites = Composites(hidden, own_mask, own, own_mask)
+        return demultiplex(self._backbone, self.multiplexer, hidden, composites)
 
 
 def example_states(rows: int, length: int, size: int) -> tuple[Tensor, Tensor]:
