@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -55,7 +56,8 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logs(settings: Settings) -> None:
     """Has all of this process's logs, and Python's warnings, written as `settings` say."""
-    handler = logging.StreamHandler()
+    # Not `sys.stderr`: a replica of Ray Serve has made lines of Serve's own log of what is written there.
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     logging.captureWarnings(True)

@@ -14,9 +14,11 @@ from server import __version__
 from server.app import create_app
 from server.inprocess import InProcess
 from server.loading import bundle_reader
+from server.logs import set_up_logs
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, read_settings
+from server.traces import set_up_traces
 
 
 def application(settings: dict[str, Any]) -> Application:
@@ -27,6 +29,9 @@ def application(settings: dict[str, Any]) -> Application:
     read = read_settings(**settings)
 
     def build() -> FastAPI:
+        # In the replica's process, which Ray starts.
+        set_up_logs(read)
+        set_up_traces()
         return replica(read)
 
     class Server:
