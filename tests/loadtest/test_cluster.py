@@ -20,7 +20,7 @@ INTERVALS = (
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_none_fails_but_those_of_a_replica_that_dies(tmp_path: Path, tiny_bundle_path: Path) -> None:
     (tmp_path / "data.txt").write_text("a good film\nthe film is not very good .\nbad\n")
     command = [sys.executable, "-m", "loadtest.cluster", "--data", tmp_path / "data.txt", "--out", tmp_path]
