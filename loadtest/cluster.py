@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
@@ -28,8 +28,10 @@ from ray import serve
 
 from loadtest.client import Client
 from loadtest.measure import Run, summarize
+from loadtest.metrics import read_metrics, requests_by_status
 from loadtest.processes import tree
 from loadtest.servers import HOST, free_port, running
+from loadtest.wire import CLASSIFY
 from loadtest.workload import read_samples, shuffled
 
 CONFIG = Path(__file__).parents[1] / "deploy/ray/serve.yaml"
@@ -103,7 +105,7 @@ class Cluster:
 
     def await_two_answering(self) -> None:
         """Waits until each of two replicas has answered a text. Raises `TimeoutError` after a while."""
-        most = 0.0
+        most = 0
 
         def fewer_than_before() -> bool:
             nonlocal most
@@ -132,12 +134,9 @@ class Cluster:
         deployment = None if application is None else application.deployments.get(DEPLOYMENT)
         return {} if deployment is None else dict(deployment.replica_states)
 
-    def _answered(self) -> float:
-        with urllib.request.urlopen(f"http://{HOST}:{self.port}/metrics", timeout=TIMEOUT_SECONDS) as response:
-            lines = response.read().decode().splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith('revmux_requests_total{path="/classify"')
-        )
+    def _answered(self) -> int:
+        counts = requests_by_status(read_metrics(self.port, TIMEOUT_SECONDS))
+        return counts.get(CLASSIFY.path, Counter()).total()
 
 
 class Load:

@@ -11,9 +11,10 @@ from loadtest.servers import HOST
 _REQUESTS = re.compile(r'revmux_requests_total\{path="(.*)",status="(\d+)"\}')
 
 
-def read_metrics(port: int) -> dict[str, float]:
-    """The value of every series, by its name and labels as they stand there. Raises `OSError` where none come."""
-    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as response:
+def read_metrics(port: int, timeout: float = 10) -> dict[str, float]:
+    """The value of every series, by its name and labels as they stand there. Raises `OSError` where none come within
+    `timeout` seconds."""
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=timeout) as response:
         lines = response.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
     return {name: float(value) for name, _, value in pairs}

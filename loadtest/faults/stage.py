@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtest.faults.load import Known, Load, Tally
+from loadtest.metrics import read_metrics
 from loadtest.processes import Process, tree
 from loadtest.servers import HOST, Server, running
 
@@ -130,9 +130,7 @@ async def broken(server: Server, known: Sequence[Known], fault: Fault, front_end
 
 def metric(server: Server, name: str) -> float:
     """The value of `revmux_NAME`."""
-    with urllib.request.urlopen(f"http://{HOST}:{server.port}/metrics", timeout=30) as response:
-        found = re.search(rf"^revmux_{re.escape(name)} (\S+)$", response.read().decode(), re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    return read_metrics(server.port, timeout=30).get(f"revmux_{name}", 0.0)
 
 
 def send_signal(process: Process, number: signal.Signals) -> None:
