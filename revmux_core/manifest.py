@@ -285,17 +285,17 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for file in sorted(named | manifest.files.keys()):
         path = folder / file
         try:
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
-            if not path.is_file():
-                raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
-            if sha256(path) != manifest.files.get(file):
-                raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
-        except BundleError:
-            raise
+            inside = path.resolve().is_relative_to(folder.resolve())
+            digest = sha256(path) if inside and path.is_file() else None
         except (OSError, RuntimeError, ValueError) as error:
             # A name that no file can have, a loop of links, a file that may not be read.
             raise BundleError(f"bundle {manifest.name} names {file!r}, which cannot be read: {error}") from error
+        if not inside:
+            raise BundleError(f"bundle {manifest.name} names {file}, which is outside its folder")
+        if digest is None:
+            raise BundleError(f"bundle {manifest.name} is incomplete: {file} is missing")
+        if digest != manifest.files.get(file):
+            raise BundleError(f"bundle {manifest.name} is damaged: {file} does not match its SHA-256")
 
 
 def digest_of(content: object) -> str:
