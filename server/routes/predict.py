@@ -28,8 +28,7 @@ async def predict(request: Request) -> Response:
     """
     service, tenant = authorized(request)
     query = parse(PredictRequest, await admissible(request, service))
-    # Once the body is here: meanwhile another model may have taken the place of the one before.
-    if service.require_ready().facts.problem_type == "token_classification":
+    if service.model.facts.problem_type == "token_classification":
         raise InvalidRequest(
             "this model labels every word of a text, for which this format has no place: use /classify"
         )
