@@ -117,10 +117,12 @@ def ids_of(sample: Tokens | Prefilled) -> list[int]:
     return sample.ids[:2] if isinstance(sample, Tokens) else sample.states[:2].tolist()
 
 
-def batcher_on(device: Any, max_items: int = 10**6, guards: Guards | None = None) -> Batcher:
+def batcher_on(
+    device: Any, max_items: int = 10**6, guards: Guards | None = None, tokens_per_second: float = FAST
+) -> Batcher:
     guards = guards or Guards(0.9, 0)
     limits = QueueLimits(max_items, 10**6)
-    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, limits, Metrics("test"), guards, FAST)
+    return Batcher(device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, limits, Metrics("test"), guards, tokens_per_second)
 
 
 def batcher_of(engine: Engine, menu: Menu, mux_scope: Any = "tenant") -> Batcher:
@@ -133,6 +135,13 @@ def batcher_of(engine: Engine, menu: Menu, mux_scope: Any = "tenant") -> Batcher
 async def settle() -> None:
     for _ in range(6):
         await asyncio.sleep(0)
+
+
+async def finish_all(device: ManualDevice, batcher: Batcher) -> None:
+    while device.batches:
+        device.finish()
+        await settle()
+    await batcher.close()
 
 
 def samples_of(request: int, lengths: list[int]) -> list[Tokens]:
@@ -371,9 +380,7 @@ async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
 
 async def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
     device = ManualDevice()
-    batcher = Batcher(
-        device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(100, 10**6), Metrics("test"), Guards(0.9, 0), 100.0
-    )
+    batcher = batcher_on(device, max_items=100, tokens_per_second=100.0)
     # With nobody before it a request is tried, however little time it has.
     batcher.submit(samples_of(0, [40] * 3), Terms(PLAIN_ONLY, timeout=0.1))
     await settle()
@@ -387,10 +394,7 @@ async def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
     batcher.submit(samples_of(2, [20]), Terms(PLAIN_ONLY, priority=-1, timeout=1.4))
     # Lines of tenants take turns: behind what runs, and of the other line what is left of its turn.
     batcher.submit(samples_of(3, [20]), Terms(PLAIN_ONLY, tenant="other", timeout=1.75))
-    while device.batches:
-        device.finish()
-        await settle()
-    await batcher.close()
+    await finish_all(device, batcher)
 
 
 async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() -> None:
@@ -405,17 +409,12 @@ async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() ->
     batcher.submit(samples_of(1, [40]), Terms(PLAIN_ONLY, timeout=0.2))
     with pytest.raises(QueueTooLong):
         batcher.submit(samples_of(2, [40]), Terms(PLAIN_ONLY, timeout=0.05))
-    while device.batches:
-        device.finish()
-        await settle()
-    await batcher.close()
+    await finish_all(device, batcher)
 
 
 async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early() -> None:
     device = ManualDevice()
-    batcher = Batcher(
-        device, MENU, AdaptiveMenu.fixed(MENU), BUDGET, QueueLimits(100, 10**6), Metrics("test"), Guards(0.9, 0), 100.0
-    )
+    batcher = batcher_on(device, max_items=100, tokens_per_second=100.0)
     batcher.submit(samples_of(0, [BUDGET]), Terms(PLAIN_ONLY))
     await settle()
     for number in range(1, 100):
@@ -427,10 +426,7 @@ async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early() -> None
         await settle()
     # At what was said at the start it would take as long again as it has.
     batcher.submit(samples_of(100, [BUDGET]), Terms(PLAIN_ONLY, timeout=0.5))
-    while device.batches:
-        device.finish()
-        await settle()
-    await batcher.close()
+    await finish_all(device, batcher)
 
 
 @given(
@@ -496,9 +492,7 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     points = served_points(classifier.points, classifier.backbone.num_layers)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
-    batcher = Batcher(
-        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0), FAST
-    )
+    batcher = batcher_of(engine, menu)
     texts = [" ".join(["word1", "film", f"word{i}"] * (1 + i % 3)) for i in range(max_width)]
     samples = tiny_bundle.tokenizer([(text, None) for text in texts])
     answers = await batcher.submit(samples, Terms(max_width)).answers
@@ -556,17 +550,7 @@ async def test_a_cascade_ends_where_its_points_say_in_one_batch(tiny_bundle: Bun
 async def test_no_text_outside_the_scope_changes_an_answer(tiny_bundle: Bundle, scope: Any, changes: bool) -> None:
     menu = Menu(served_points(tiny_bundle.classifier.points, LAYERS))
     engine = Engine(tiny_bundle, menu.points, torch.device("cpu"))
-    batcher = Batcher(
-        engine,
-        menu,
-        AdaptiveMenu.fixed(menu),
-        512,
-        QueueLimits(100, 10_000),
-        Metrics("test"),
-        Guards(0.9, 0),
-        FAST,
-        mux_scope=scope,
-    )
+    batcher = batcher_of(engine, menu, scope)
     own = tiny_bundle.tokenizer([("a good film", None), ("a bad film", None), ("not very good", None)])
     answers = []
     for word in ("word1", "word2"):
@@ -583,9 +567,7 @@ async def test_nan_is_a_failed_request(tiny_bundle: Bundle) -> None:
     points = served_points(tiny_bundle.classifier.points, LAYERS)
     engine = Engine(tiny_bundle, points, torch.device("cpu"))
     menu = Menu(points)
-    batcher = Batcher(
-        engine, menu, AdaptiveMenu.fixed(menu), 512, QueueLimits(100, 10_000), Metrics("test"), Guards(0.9, 0), FAST
-    )
+    batcher = batcher_of(engine, menu)
     hook = tiny_bundle.classifier.register_forward_hook(
         lambda module, args, outcome: replace(outcome, logits=outcome.logits * torch.nan)
     )
