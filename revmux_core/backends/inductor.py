@@ -199,7 +199,8 @@ class InductorExecutor:
         # to be taken for that of many.
         for rows in (3, 1) if width == 1 else (3 * width,):
             hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
-            example = example_of(hidden.to(self._device, self._dtype), mask.to(self._device))
+            hidden, mask = hidden.to(self._device, self._dtype), mask.to(self._device)
+            example = example_of(hidden, mask)
             try:
                 with _EXCLUSIVE, torch._dynamo.config.patch(recompile_limit=_ENTRIES):
                     found = compiled(*example)
@@ -209,7 +210,7 @@ class InductorExecutor:
             expected = module(*example)
             if isinstance(expected, Tensor):
                 found, expected = (found,), (expected,)
-            check_outputs(self.backend, found, expected, mask.to(self._device), TOLERANCE)
+            check_outputs(self.backend, found, expected, mask, TOLERANCE)
         return compiled
 
 
