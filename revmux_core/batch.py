@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from revmux_core.plan import MuxPlan, Tokens
 
@@ -95,8 +94,9 @@ class MuxBatch:
     """Padded samples in plan order, S of them, T the longest.
 
     `mask` `[S, T]` is of all. `ids` and `type_ids` are of the samples that start with their tokens, `[F, T]`;
-    `prefilled` has, for every group that starts above the first layer, its states `[S_group, T, d]`. `place` `[S]` is
-    the row of every sample in the order in which the plan numbers them. `words` is None where texts have one answer.
+    `prefilled` has, for every group that starts above the first layer, its samples' states, `[T_s, d]` each. `place`
+    `[S]` is the row of every sample in the order in which the plan numbers them. `words` is None where texts have
+    one answer.
     """
 
     plan: MuxPlan
@@ -105,7 +105,7 @@ class MuxBatch:
     ids: Tensor
     type_ids: Tensor | None
     place: Tensor
-    prefilled: tuple[Tensor, ...] = ()
+    prefilled: tuple[Sequence[Tensor], ...] = ()
     words: Words | None = None
 
     def to(self, device: torch.device) -> MuxBatch:
@@ -155,9 +155,7 @@ def collate(
             else:
                 raise ValueError(f"the plan starts a sample after {group.start} layers, which it does not stand at")
         if states:
-            padded = pad_sequence(states, batch_first=True, padding_side=padding_side)
-            missing = longest - padded.shape[1]
-            prefilled.append(F.pad(padded, (0, 0, 0, missing) if padding_side == "right" else (0, 0, missing, 0)))
+            prefilled.append(states)
     ids, _, type_ids = pad(fresh, pad_id, padding_side, longest)
     mask, place = make_mask(lengths, longest, padding_side), torch.from_numpy(np.argsort(order))
     # Encoders alone answer by word, and they are padded on the right, so positions are the same in the batch.

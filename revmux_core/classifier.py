@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ from revmux_core.backbones import Backbone
 from revmux_core.backends.base import Executor
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.batch import MuxBatch, Prefilled, Words
-from revmux_core.composites import Composites
 from revmux_core.confidence import LearntConfidence
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.plan import Group
 from revmux_core.points import OperatingPoint
+from revmux_core.states import States
 
 
 class Adapters(nn.Module):
@@ -50,14 +50,14 @@ def make_adapters(backbone: Backbone, point: OperatingPoint, multiplexer: Multip
 
 @dataclass(slots=True, eq=False)
 class _Track:
-    """One group on its way through the layers: its rows become composites where its prefill ends."""
+    """One group on its way through the layers: where its prefill ends its samples become composites, whose shortcuts
+    and their mask are `own`."""
 
     group: Group
-    hidden: Tensor
-    mask: Tensor
+    states: States
     words: Words | None
-    composites: Composites | None = field(default=None)
-    prefilled: Tensor | None = field(default=None)
+    own: tuple[Tensor, Tensor] | None = field(default=None)
+    prefilled: States | None = field(default=None)
 
     @property
     def point(self) -> OperatingPoint:
@@ -74,26 +74,23 @@ class Outcome:
     `logits` `[S, C]`; `pooled` `[S, d]`, the states that the head read; `confidences` `[S]`, how sure each one's point
     is of its answer. Where words are answered, logits are `[S, words, C]` with NaN after a text's last one, and pooled
     states the mean over its words. `states` holds, for every group of the plan that is not plain, its members' states
-    `[S_group, T, d]` where its prefill ended, so that any of them can go on from there (`prefilled`).
+    where its prefill ended, so that any of them can go on from there (`prefilled`).
     """
 
     logits: Tensor
     pooled: Tensor
     confidences: Tensor
-    states: dict[Group, Tensor]
+    states: dict[Group, States]
     lengths: dict[int, int]
     words: dict[int, list[int]]
-    padding_side: str
 
     def standing(self, group: Group, member: int) -> Prefilled:
         """The member at position `member` of a group that is not plain, as it stood where the prefill ended.
 
         Part of the batch's states, all of which stay while it is held.
         """
-        row = self.states[group][member]
         number = group.members[member]
-        length = self.lengths[number]
-        own = row[:length] if self.padding_side == "right" else row[len(row) - length :]
+        own = self.states[group].text(member, self.lengths[number])
         return Prefilled(group.point.prefill, own, self.words.get(number))
 
     def prefilled(self, group: Group, member: int) -> Prefilled:
@@ -112,7 +109,7 @@ class MuxClassifier(nn.Module):
     def __init__(self, backbone: Backbone, adapters: Mapping[OperatingPoint, Adapters]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.executor: Executor = EagerExecutor(backbone)
+        self.executor: Executor[Any] = EagerExecutor(backbone)
         self.plain = OperatingPoint.plain(backbone.num_layers)
         self.points = (self.plain, *sorted(adapters))
         # Registered, so that `.to(device)` moves the frozen weights and the adapters together.
@@ -144,7 +141,6 @@ class MuxClassifier(nn.Module):
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
             {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),
-            self.backbone.padding_side,
         )
 
     def _confidence(self, point: OperatingPoint, pooled: Tensor, logits: Tensor) -> Tensor:
@@ -153,20 +149,11 @@ class MuxClassifier(nn.Module):
 
     def _tracks(self, batch: MuxBatch) -> list[_Track]:
         """The plan's groups, each with the states that it starts from."""
-        groups = batch.plan.groups
-        masks = batch.mask.split([len(group.members) for group in groups])
-        fresh = [(group, mask) for group, mask in zip(groups, masks, strict=True) if not group.start]
-        embedded: Iterator[Tensor] = iter(())
-        if fresh:
-            hidden = self.backbone.embed(batch.ids, _cat([mask for _, mask in fresh]), batch.type_ids)
-            embedded = iter(hidden.split([len(group.members) for group, _ in fresh]))
-        prefilled = iter(batch.prefilled)
         tracks = []
         first = 0
-        for group, mask in zip(groups, masks, strict=True):
+        for group, states in zip(batch.plan.groups, self.executor.begin(batch), strict=True):
             own = slice(first, first + len(group.members))
-            words = None if batch.words is None else batch.words[own]
-            tracks.append(_Track(group, next(prefilled if group.start else embedded), mask, words))
+            tracks.append(_Track(group, states, None if batch.words is None else batch.words[own]))
             first = own.stop
         return tracks
 
@@ -180,36 +167,35 @@ class MuxClassifier(nn.Module):
         for lo, hi in _spans([track.group for track in tracks], backbone.num_layers):
             for track in tracks:
                 if track.point.prefill == lo and track.point != self.plain:
-                    adapters = self.adapters_of(track.point)
-                    track.prefilled = track.hidden
-                    track.composites = self.executor.multiplex(adapters.multiplexer, track.hidden, track.mask)
-                    track.hidden, track.mask = track.composites.hidden, track.composites.mask
+                    track.prefilled = track.states
+                    multiplexer = self.adapters_of(track.point).multiplexer
+                    track.states, *own = self.executor.multiplex(multiplexer, track.states)
+                    track.own = own[0], own[1]
             active = [track for track in tracks if track.runs(lo)]
             apart = [track for track in active if self._runs_apart(track)]
             for track in apart:
                 layers = self.adapters_of(track.point).layers(backbone, track.point, lo, hi)
-                track.hidden = self.executor.run(track.hidden, track.mask, layers)
+                track.states = self.executor.run(track.states, layers)
             shared = [track for track in active if track not in apart]
             if shared:
-                states, mask = _cat([t.hidden for t in shared]), _cat([t.mask for t in shared])
-                states = self.executor.run(states, mask, backbone.layers(lo, hi))
-                for track, rows in zip(shared, states.split([len(t.hidden) for t in shared]), strict=True):
-                    track.hidden = rows
+                counts = [len(track.states) for track in shared]
+                states = shared[0].states.join([track.states for track in shared[1:]])
+                states = self.executor.run(states, backbone.layers(lo, hi))
+                for track, own_states in zip(shared, states.split(counts), strict=True):
+                    track.states = own_states
 
     def _runs_apart(self, track: _Track) -> bool:
         """Whether a track is of composites that the frozen layers, or the shape of the other rows, do not fit."""
-        if track.composites is None:
+        if track.prefilled is None:
             return False
         adapters = self.adapters_of(track.point)
-        return adapters.deltas is not None or track.hidden.shape[1] != track.composites.own_mask.shape[1]
+        return adapters.deltas is not None or not track.states.fits(track.prefilled)
 
     def _pool(self, track: _Track) -> Tensor:
-        if track.composites is None:
-            rows = torch.arange(len(track.hidden), device=track.hidden.device)
-            pooled = self.backbone.pool(track.hidden, rows, track.mask)
-            return pooled if track.words is None else track.words.read(pooled)
+        if track.own is None:
+            return self.executor.pool(track.states, track.words)
         multiplexer = self.adapters_of(track.point).multiplexer
-        return self.executor.demultiplex(multiplexer, track.hidden, track.composites, track.words)
+        return self.executor.demultiplex(multiplexer, track.states, *track.own, track.words)
 
 
 def _key(point: OperatingPoint) -> str:

@@ -52,14 +52,22 @@ def multiplex(
 
 
 def demultiplex(
-    backbone: Backbone, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None = None
+    backbone: Backbone,
+    multiplexer: Multiplexer,
+    hidden: Tensor,
+    own: Tensor,
+    own_mask: Tensor,
+    words: Words | None = None,
 ) -> Tensor:
     """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`, or per word, `[W, d]`:
-    a word is demultiplexed as a sample is, from its position of the composite and its own place in the shortcut."""
-    samples = torch.arange(len(composites.own), device=hidden.device)
+    a word is demultiplexed as a sample is, from its position of the composite and its own place in the shortcut.
+
+    `own` and `own_mask` are those of `Composites`.
+    """
+    samples = torch.arange(own.shape[0], device=hidden.device)
     rows = samples if multiplexer.rows_apart else samples // multiplexer.width
     text, appended = hidden.split([hidden.shape[1] - multiplexer.appended, multiplexer.appended], dim=1)
-    pooled, own = backbone.pool(text, rows, composites.own_mask), composites.own
+    pooled = backbone.pool(text, rows, own_mask)
     if words is not None:
         samples, rows = words.samples, rows[words.samples]
         pooled, own = words.read(pooled), words.read(own)

@@ -101,8 +101,10 @@ def evaluate(
         progress()
     without_composite = None
     if width > 1:
+        # In PyTorch: what is compiled does not ask the multiplexer any more.
+        uncompiled = MuxClassifier(classifier.backbone, {point: classifier.adapters_of(point)})
         with _blanked(classifier.adapters_of(point).multiplexer):
-            blank, _ = _draw(classifier, point, draw_from, pad_id, seed, draws)
+            blank, _ = _draw(uncompiled, point, draw_from, pad_id, seed, draws)
         without_composite = float(problem.agree(blank, plain).mean())
     agreement = [float(problem.agree(own, plain).mean()) for own in answers]
     moved = ~np.array([problem.agree(own, answers[0]) for own in answers])

@@ -1,5 +1,5 @@
 """Views of frozen models as embeddings, layers that run from `lo` to `hi`, pooling and head."""
 
-from revmux_core.backbones.base import Backbone, UnsupportedModelError, view
+from revmux_core.backbones.base import Backbone, PackingBackbone, UnsupportedModelError, view
 
-__all__ = ["Backbone", "UnsupportedModelError", "view"]
+__all__ = ["Backbone", "PackingBackbone", "UnsupportedModelError", "view"]

@@ -32,8 +32,7 @@ class Backbone(Protocol):
     family closes over its causal mask and positions in `run`. `lora_targets` names the word embeddings and the linear
     maps inside the layers, `head_modules` the modules after them, by their paths in `model`: what tuning on a task
     trains. `last_layer` is the compute of the last layer for a token, in units of the others: 1 but for an
-    encoder-decoder. `packs` says whether layers know of positions by what `embed` and the mask tell them only, so that
-    several texts can share a row. `problem` is what the head answers.
+    encoder-decoder. `packs` says whether it is a `PackingBackbone`. `problem` is what the head answers.
     """
 
     model: PreTrainedModel
@@ -76,6 +75,15 @@ class Backbone(Protocol):
 
     def pruned(self, layers: Sequence[int]) -> PreTrainedModel:
         """A copy of `model` that has only these of its layers."""
+        ...
+
+
+class PackingBackbone(Backbone, Protocol):
+    """One whose layers know of positions by what embedding and mask tell them only, so that several texts can share a
+    row, and which pools a text from its first position, or reads every word from its own."""
+
+    def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
+        """As `embed`, of ids that stand at `positions` `[S, T]` of their texts, from 0 on."""
         ...
 
 

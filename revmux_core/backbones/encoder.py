@@ -59,13 +59,19 @@ class EncoderBackbone:
         heads = [getattr(self._encoder, "pooler", None), getattr(model, "pre_classifier", None), model.classifier]
         self.head_modules = [names[module] for module in heads if module is not None]
         # RoBERTa counts positions from padding_idx + 1, so its table is longer than the texts it can hold.
-        offset = config.pad_token_id + 1 if family == "roberta" else 0
-        self.max_tokens = config.max_position_embeddings - offset
+        self._offset = config.pad_token_id + 1 if family == "roberta" else 0
+        self.max_tokens = config.max_position_embeddings - self._offset
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Tensor:
+        return self._embed(ids, None, type_ids)
+
+    def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
+        return self._embed(ids, positions + self._offset, type_ids)
+
+    def _embed(self, ids: Tensor, positions: Tensor | None, type_ids: Tensor | None) -> Tensor:
         if self._family == "distilbert":
-            return self._encoder.embeddings(ids)
-        hidden = self._encoder.embeddings(input_ids=ids, token_type_ids=type_ids)
+            return self._encoder.embeddings(ids, position_ids=positions)
+        hidden = self._encoder.embeddings(input_ids=ids, token_type_ids=type_ids, position_ids=positions)
         if hasattr(self._encoder, "embeddings_project"):
             hidden = self._encoder.embeddings_project(hidden)
         return hidden

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from revmux_core.backends import BackendName
-from revmux_core.batch import Words
-from revmux_core.composites import Composites
+from revmux_core.batch import MuxBatch, Words
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
+from revmux_core.states import States
+
+Laid = TypeVar("Laid", bound=States)
+"""States as this executor lays them out."""
 
 
-class Executor(Protocol):
+class Executor(Protocol[Laid]):
     """Runs layers of a frozen backbone, or a point's own versions of them, multiplexers and demultiplexers.
 
     Where it `packs`, several texts share a row, so that unlike lengths in a batch cost next to nothing.
@@ -33,19 +36,27 @@ class Executor(Protocol):
         ...
 
     def positions(self, lengths: Sequence[int]) -> int:
-        """How many positions `run` computes for rows that hold texts of these lengths, padding among them."""
+        """How many positions `run` computes for texts of these lengths, padding among them."""
         ...
 
-    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
+    def begin(self, batch: MuxBatch) -> list[Laid]:
+        """What every group of the plan starts from: embedded tokens, or states that its samples stand at."""
         ...
 
-    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
-        """Prefilled samples `[B*N, T, d]` with masks `[B*N, T]` to composites; N consecutive samples share one."""
+    def run(self, states: Laid, layers: Sequence[nn.Module]) -> Laid:
+        """`layers` in turn."""
+        ...
+
+    def pool(self, states: Laid, words: Words | None) -> Tensor:
+        """What the head reads of each, `[S, d]`, or of each word, `[W, d]`."""
+        ...
+
+    def multiplex(self, multiplexer: Multiplexer, states: Laid) -> tuple[Laid, Tensor, Tensor]:
+        """Prefilled samples to composites, N neighbours to one, and the `own` and `own_mask` of `Composites`."""
         ...
 
     def demultiplex(
-        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+        self, multiplexer: Multiplexer, states: Laid, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
         """The upper layers' output on the composites to one pooled state per sample, `[B*N, d]`, or word, `[W, d]`."""
         ...

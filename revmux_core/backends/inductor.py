@@ -19,6 +19,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from revmux_core.backends import BackendName
 from revmux_core.backends.graphs import Capture, Graphs, Program, bucket_of, buckets
+from revmux_core.backends.padded import PaddedExecutor
 from revmux_core.backends.pieces import (
     Demultiplexing,
     Layers,
@@ -30,10 +31,10 @@ from revmux_core.backends.pieces import (
 )
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import Composites, demultiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
+from revmux_core.states import Padded
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ _ENTRIES = 256
 """Programs that PyTorch may keep for one function, 8 by default: points, widths and models in turn each need some."""
 
 
-class InductorExecutor:
+class InductorExecutor(PaddedExecutor):
     """Runs layers as compiled programs, cut where any point of the classifier multiplexes, stops or skips layers.
 
     `capture` records what a program does, on devices that can replay it. Until `limit` is called, programs are compiled
@@ -64,10 +65,9 @@ class InductorExecutor:
     """
 
     backend: BackendName = "inductor"
-    packs = False
 
     def __init__(self, classifier: MuxClassifier, capture: Capture | None = None) -> None:
-        self._backbone = classifier.backbone
+        super().__init__(classifier.backbone)
         self._pieces = Pieces(classifier)
         self._multiplexers = {
             point: classifier.adapters_of(point).multiplexer for point in classifier.points if point != classifier.plain
@@ -115,7 +115,7 @@ class InductorExecutor:
         return rows * length
 
     @torch.inference_mode()
-    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    def run_rows(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         pieces = tuple(self._pieces.cut(layers))
         programs = [self._program(piece) for piece in pieces]
         if self._graphs is not None:
@@ -130,21 +130,21 @@ class InductorExecutor:
         return hidden
 
     @torch.inference_mode()
-    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
+    def multiplex(self, multiplexer: Multiplexer, states: Padded) -> tuple[Padded, Tensor, Tensor]:
         program = self._multiplex(multiplexer)
         with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
-            composite, union, own = program(_plain(hidden), _plain(mask))
-        return Composites(composite, union, own, mask)
+            composite, union, own = program(_plain(states.hidden), _plain(states.mask))
+        return Padded(composite, union, states.padding_side), own, states.mask
 
     @torch.inference_mode()
     def demultiplex(
-        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+        self, multiplexer: Multiplexer, states: Padded, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
         if words is not None:
-            return demultiplex(self._backbone, multiplexer, hidden, composites, words)
+            return super().demultiplex(multiplexer, states, own, own_mask, words)
         program = self._demultiplex(multiplexer)
         with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
-            return program(*map(_plain, (hidden, composites.own, composites.own_mask)))
+            return program(*map(_plain, (states.hidden, own, own_mask)))
 
     def _no_graphs(self) -> Graphs | None:
         if self._capture is None:

@@ -1,69 +1,38 @@
 """Layers compiled by OpenVINO, for CPUs.
 
-Hidden states between pieces, embeddings, pooling and heads are float32, whatever the layers' matrix products are in.
-Measured in `docs/performance.md`.
+Hidden states between programs, embeddings and heads are float32, whatever the matrix products of layers and adapters
+are in. Measured in `docs/performance.md`.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from math import lcm
+from typing import cast
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as opset
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
-from revmux_core.backends.pieces import Layers, Multiplexing, Piece, Pieces, check_outputs, example_states
-from revmux_core.batch import Words
+from revmux_core.backends.packed import Layout, Packed
+from revmux_core.backends.pieces import Adapter, Demultiplexing, Multiplexing, Piece, Pieces
+from revmux_core.backends.programs import Compiler, Mix, PackedLayers, Program, Shortcut
+from revmux_core.batch import MuxBatch, Words
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import Composites, demultiplex, multiplex
+from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
-from revmux_core.packing import Packing, pack
+from revmux_core.packing import LENGTH_STEP, pack
 from revmux_core.points import OperatingPoint
+from revmux_core.states import Padded
 
-TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
-"""Relative error a layer at which a compiled piece is refused, and of any piece: what tracing gets wrong is as large as
-the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
-
-QUANTIZED_TOGETHER = 128
-"""Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
-
-
-POSITION_STEP = 64
-"""Positions that are mixed together are padded to multiples of this, for the same reason as rows are packed."""
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-class _Packed(Layers):
-    """Neighbouring layers as one module, on rows of several texts."""
-
-    def forward(self, hidden: Tensor, segments: Tensor) -> Tensor:
-        """Rows `[R, T, d]`; `segments` `[R, T]` numbers the text that a position is of."""
-        return super().forward(hidden, segments.unsqueeze(2) == segments.unsqueeze(1))
-
-
-class _Mix(nn.Module):
-    """A positionwise multiplexer on positions of many composites alike, for tracing."""
-
-    def __init__(self, multiplexer: Multiplexer) -> None:
-        super().__init__()
-        self.multiplexer = multiplexer
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Positions `[P, N, d]` to those of composites, `[P, d]`."""
-        samples = states.transpose(0, 1).unsqueeze(0)
-        return self.multiplexer.multiplex(samples, torch.ones_like(samples[..., 0]))[0].squeeze(0)
+POSITION_STEP, SAMPLE_STEP = 64, 16
+"""Positions that are mixed together, and samples that are demultiplexed, are padded to multiples of these, for the same
+reason as rows are packed."""
 
 
 class OpenVinoExecutor:
@@ -77,18 +46,15 @@ class OpenVinoExecutor:
     packs = True
 
     def __init__(self, classifier: MuxClassifier, dtype: torch.dtype) -> None:
-        self._backbone = classifier.backbone
+        # What does not pack is refused, see `use_backend`.
+        self._backbone = cast(PackingBackbone, classifier.backbone)
         self._pieces = Pieces(classifier)
-        self._programs: dict[Piece | Multiplexer, ov.InferRequest] = {}
+        self._layers: dict[Piece, Program] = {}
+        self._adapters: dict[tuple[type[Adapter], Multiplexer], Program] = {}
+        self._compiler = Compiler(dtype)
         self._dtype = dtype
-        self._core = ov.Core()
-        rest = torch.bfloat16 if dtype == torch.int8 and has_bfloat16() else dtype
-        self._options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if rest == torch.bfloat16 else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_TOGETHER if dtype == torch.int8 else 0,
-        }
+        # What one position more in a row adds to a position's cost, see `pack`.
+        self._attention_share = 1 / (6 * classifier.backbone.hidden_size)
 
     @property
     def precision(self) -> str:
@@ -96,195 +62,128 @@ class OpenVinoExecutor:
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
         self._pieces.limit(points)
-        self._programs.clear()
+        self._layers.clear()
+        self._adapters.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
-        return sum(packing.positions for packing in self._pack(lengths))
+        return sum(packing.positions for packing in pack(lengths, self._attention_share))
 
-    def run(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-        lengths = mask.sum(dim=1).tolist()
-        held = mask.flatten().nonzero().squeeze(1)
-        flat, parts = hidden.flatten(0, 1), []
-        # Where every position of the batch stands in the rows. Padding reads the first one: what is there is arbitrary.
-        standing, before = torch.zeros(mask.numel(), dtype=torch.long), 0
-        for packing in self._pack(lengths):
-            own, places, segments = _layout(packing, lengths)
-            # Padding of the rows too, as a NaN in it would spread through a mask.
-            source = held[:1].repeat(packing.positions)
-            source[places] = held[own]
-            standing[held[own]] = places + before
-            before += packing.positions
-            # One pass over the states on their way in and one on their way out, whatever is padded.
-            packed = flat.index_select(0, source).unflatten(0, (-1, packing.length))
-            parts.append(self._run_pieces(packed, segments, layers).flatten(0, 1))
-        packed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return packed.index_select(0, standing).view_as(hidden)
+    def begin(self, batch: MuxBatch) -> list[Packed]:
+        groups, lengths = batch.plan.groups, iter(batch.lengths)
+        fresh = [own for group in groups if (own := list(islice(lengths, len(group.members)))) and not group.start]
+        embedded: Iterator[Packed] = iter(())
+        if fresh:
+            packed = self._embed(batch, [length for own in fresh for length in own])
+            embedded = iter(packed.split(list(map(len, fresh))))
+        prefilled = iter(batch.prefilled)
+        return [
+            Packed.of(next(prefilled), self._attention_share) if group.start else next(embedded) for group in groups
+        ]
 
-    def _pack(self, lengths: Sequence[int]) -> list[Packing]:
-        return pack(lengths, 1 / (6 * self._backbone.hidden_size))
+    def _embed(self, batch: MuxBatch, lengths: Sequence[int]) -> Packed:
+        layout = Layout.of(lengths, self._attention_share)
+        held = np.arange(batch.ids.shape[1]) < layout.lengths[:, None]
 
-    def _run_pieces(self, hidden: Tensor, segments: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        def spread(values: np.ndarray, fill: int) -> Tensor:
+            return layout.spread(values, fill).view(-1, LENGTH_STEP)
+
+        ids = spread(batch.ids.numpy()[held], int(batch.ids[0, 0]))
+        type_ids = None if batch.type_ids is None else spread(batch.type_ids.numpy()[held], 0)
+        flat = self._backbone.embed_packed(ids, spread(layout.within, 0), type_ids).flatten(0, 1)
+        flat[layout.positions :] = 0
+        return Packed.all(flat, layout)
+
+    def run(self, states: Packed, layers: Sequence[nn.Module]) -> Packed:
+        states = states.alone()
         frozen = self._pieces.frozen
-        if frozen not in self._programs:
+        if frozen not in self._layers:
             # What a plain batch does not need is what the first escalated sample will, when nobody wants to wait.
             for piece in (frozen, *self._pieces.cut(frozen)):
                 self._program(piece)
+        flat = states.flat
         for piece in [frozen] if tuple(layers) == frozen else self._pieces.cut(layers):
-            request, output = self._program(piece), torch.empty(hidden.shape)
-            # All tensors are shared with PyTorch: no state is copied on its way in or out.
-            request.set_input_tensor(0, _shared(hidden))
-            request.set_input_tensor(1, _shared(segments))
-            request.set_output_tensor(0, _shared(output))
-            request.infer()
-            hidden = output
-        return hidden
+            program, output = self._program(piece), torch.empty_like(flat)
+            output[states.layout.positions :] = 0
+            for block in states.layout.blocks:
+                program.run_into(block.rows(output), block.rows(flat), block.segments)
+            flat = output
+        return replace(states, flat=flat)
 
-    def _program(self, piece: Piece) -> ov.InferRequest:
-        if piece not in self._programs:
-            self._programs[piece] = self._compile(_Packed(self._backbone, piece))
-        return self._programs[piece]
+    def pool(self, states: Packed, words: Words | None) -> Tensor:
+        if words is not None:
+            return states.read(words)
+        firsts = states.firsts()
+        rows = torch.arange(len(firsts))
+        return self._backbone.pool(firsts, rows, torch.ones(len(firsts), 1, dtype=torch.long))
 
-    def multiplex(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> Composites:
-        width = multiplexer.width
-        if width == 1:
-            # Next to nothing to compute, which kernels for one more shape are not worth.
-            return multiplex(self._backbone, multiplexer, hidden, mask)
-        if multiplexer.positionwise:
-            return multiplex(self._backbone, multiplexer, hidden, mask, partial(self._mix, multiplexer))
-        if multiplexer not in self._programs:
-            self._programs[multiplexer] = self._compile(Multiplexing(self._backbone, multiplexer), width)
-        request = self._programs[multiplexer]
-        # Held until they were read: sharing does not keep them alive.
-        hidden, mask = hidden.contiguous(), mask.contiguous()
-        request.set_input_tensor(0, _shared(hidden))
-        request.set_input_tensor(1, _shared(mask))
-        request.infer()
-        # Copied: the next batch overwrites the program's own outputs, whose shapes only it knows beforehand.
-        composite, union, own = (torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(3))
-        return Composites(composite, union, own, mask)
+    def multiplex(self, multiplexer: Multiplexer, states: Packed) -> tuple[Packed, Tensor, Tensor]:
+        if not multiplexer.positionwise or self._backbone.problem.by_word:
+            return self._multiplex_padded(multiplexer, states.padded())
+        own = self._shortcut(multiplexer, states)
+        mixed = states if multiplexer.width == 1 else self._mix(multiplexer, states)
+        return mixed, own, torch.ones(len(own), 1, dtype=torch.long)
 
     def demultiplex(
-        self, multiplexer: Multiplexer, hidden: Tensor, composites: Composites, words: Words | None
+        self, multiplexer: Multiplexer, states: Packed, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
-        # Little to compute, in as many shapes as there are batches: kernels for each would cost more.
-        return demultiplex(self._backbone, multiplexer, hidden, composites, words)
+        if not multiplexer.positionwise or words is not None:
+            hidden = states.padded(multiplexer.appended).hidden
+            return demultiplex(self._backbone, multiplexer, hidden, own, own_mask, words)
+        firsts, count = states.firsts(), len(own)
+        # Rounded up, for the same reason as rows are packed.
+        missing = -count % lcm(SAMPLE_STEP, multiplexer.width)
+        own, own_mask = F.pad(own, (0, 0, 0, missing)), F.pad(own_mask, (0, 0, 0, missing), value=1)
+        firsts = F.pad(firsts, (0, 0, 0, 0, 0, missing // multiplexer.width))
+        (pooled,) = self._adapter(Demultiplexing, multiplexer).run(firsts, own, own_mask)
+        return pooled[:count]
 
-    def _mix(self, multiplexer: Multiplexer, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`Multiplexer.multiplex`, of the positions that hold text only."""
-        union = mask.amax(dim=1)
-        held = union.flatten().nonzero().squeeze(1)
-        _, width, length = mask.shape
-        count = -(-len(held) // POSITION_STEP) * POSITION_STEP
-        # Composite `held // length` at position `held % length`, of each of its samples.
-        source = torch.zeros(count, width, dtype=torch.long)
-        first = held + held // length * length * (width - 1)
-        source[: len(held)] = first.unsqueeze(1) + torch.arange(width) * length
-        states = hidden.flatten(0, 2).index_select(0, source.flatten()).unflatten(0, (count, width))
-        if multiplexer not in self._programs:
-            self._programs[multiplexer] = self._compile(_Mix(multiplexer), multiplexer.width)
-        request, mixed = self._programs[multiplexer], torch.empty(len(states), hidden.shape[3])
-        request.set_input_tensor(0, _shared(states))
-        request.set_output_tensor(0, _shared(mixed))
-        request.infer()
-        # Padding reads the first position: what is there is arbitrary.
-        standing = torch.zeros(union.numel(), dtype=torch.long)
-        standing[held] = torch.arange(len(held))
-        return mixed.index_select(0, standing).view(*union.shape, -1), union
-
-    def _compile(self, module: nn.Module, width: int = 1) -> ov.InferRequest:
-        """`module` of hidden states `[R, T, d]` and a mask `[R, T]`; R is a multiple of `width`.
-
-        Raises `RevmuxError` where the compiled form computes something else.
-        """
-        size = self._backbone.hidden_size
-        with torch.no_grad(), warnings.catch_warnings():
-            # Tracing remarks on Python conditions in the model's mask code; `_check` sees to what comes of them.
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(module.eval(), _example(module, 2 * width, 8, size), check_trace=False)
-        # Not `ov.convert_model`, which reports its use over the network.
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        # Held here: the frontend does not keep it alive.
-        decoder = TorchScriptPythonDecoder(traced)
-        model = frontend.convert(frontend.load(decoder))
-        if isinstance(module, _Mix):
-            model.reshape({0: ov.PartialShape([-1, width, size])})
+    def _multiplex_padded(self, multiplexer: Multiplexer, states: Padded) -> tuple[Packed, Tensor, Tensor]:
+        if multiplexer.width == 1:
+            # Next to nothing to compute, which kernels for one more shape are not worth.
+            made = multiplex(self._backbone, multiplexer, states.hidden, states.mask)
+            composites, union, own = made.hidden, made.mask, made.own
         else:
-            model.reshape({0: ov.PartialShape([-1, -1, size]), 1: ov.PartialShape([-1, -1])})
-        if self._dtype == torch.int8 and not isinstance(module, Multiplexing):
-            _quantize(model)
-        request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        _check(module, request, _example(module, 3 * width, 11, size))
-        return request
+            composites, union, own = self._adapter(Multiplexing, multiplexer).run(states.hidden, states.mask)
+        texts = [row[held] for row, held in zip(composites, union.bool(), strict=True)]
+        return Packed.of(texts, self._attention_share), own, states.mask
 
+    def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
+        """`Multiplexer.shortcut` of each, `[S, k]`."""
+        layout, parts = states.layout, []
+        pooled, begin = states.flat.index_select(0, layout.firsts()), 0
+        for block in layout.blocks:
+            stop = begin + len(block.segments) * block.texts
+            grid = pooled[begin:stop].view(-1, block.texts, pooled.shape[1])
+            (own,) = self._adapter(Shortcut, multiplexer).run(block.rows(states.flat), block.segments, grid)
+            parts.append(own.flatten(0, 1))
+            begin = stop
+        own = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return own.index_select(0, torch.from_numpy(layout.cells[states.texts]))
 
-def _layout(packing: Packing, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Where texts stand in packed rows.
+    def _mix(self, multiplexer: Multiplexer, states: Packed) -> Packed:
+        """`Multiplexer.multiplex`, laid out as its composites will be run."""
+        width = multiplexer.width
+        lengths, starts = states.lengths.reshape(-1, width), states.starts.reshape(-1, width)
+        layout = Layout.of(lengths.max(axis=1).tolist(), self._attention_share)
+        count = -(-(layout.positions + LENGTH_STEP) // POSITION_STEP) * POSITION_STEP
+        source = np.full((count, width), states.layout.positions)
+        within = layout.within[:, None]
+        held = within < np.repeat(lengths, layout.lengths, axis=0)
+        own = np.repeat(starts, layout.lengths, axis=0) + within
+        source[layout.held] = np.where(held, own, states.layout.positions)
+        flat = torch.empty(count, states.flat.shape[1])
+        self._adapter(Mix, multiplexer).run_into(flat, states.flat, torch.from_numpy(source))
+        flat[layout.positions :] = 0
+        return Packed.all(flat, layout)
 
-    `own` `[P]`: the held positions of all texts, of `lengths` in their order, that stand in these rows; `places` `[P]`:
-    where they stand, in the flattened rows; `segments` `[rows, T]`: 1, 2, ... for a row's texts, 0 for padding.
-    """
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    own, places = [], []
-    segments = np.zeros((len(packing.rows), packing.length), dtype=np.int64)
-    for number, row in enumerate(packing.rows):
-        stop = 0
-        for segment, text in enumerate(row, start=1):
-            start, stop = stop, stop + lengths[text]
-            segments[number, start:stop] = segment
-            own.append(np.arange(starts[text], starts[text + 1]))
-        places.append(np.arange(stop) + number * packing.length)
-    return (
-        torch.from_numpy(np.concatenate(own)),
-        torch.from_numpy(np.concatenate(places)),
-        torch.from_numpy(segments),
-    )
+    def _program(self, piece: Piece) -> Program:
+        if piece not in self._layers:
+            module = PackedLayers(self._backbone, piece)
+            self._layers[piece] = self._compiler.compile(module, self._backbone.hidden_size)
+        return self._layers[piece]
 
-
-def _quantize(model: ov.Model) -> None:
-    """Has the linear maps of `model` multiply in int8.
-
-    Weights get 8 bits, a scale and a zero point for every output channel. `DYNAMIC_QUANTIZATION_GROUP_SIZE` has
-    OpenVINO quantize the inputs too, as they come, so no data is needed beforehand. What that costs in agreement is
-    measured when a bundle is calibrated.
-    """
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
-            continue
-        constant = node.input(1).get_source_output().get_node()
-        if constant.get_type_name() != "Constant":
-            continue
-        weight = np.asarray(constant.data, dtype=np.float32)
-        # Zero must be exact, so the range holds it.
-        low = np.minimum(weight.min(axis=1, keepdims=True), 0)
-        scale = np.maximum(np.maximum(weight.max(axis=1, keepdims=True), 0) - low, 1e-12) / 255
-        zero = np.round(-low / scale)
-        codes = np.clip(np.round(weight / scale) + zero, 0, 255).astype(np.uint8)
-        centred = opset.subtract(
-            opset.convert(opset.constant(codes), np.float32),
-            opset.convert(opset.constant(zero.astype(np.uint8)), np.float32),
-        )
-        restored = opset.multiply(centred, opset.constant(scale.astype(np.float32)))
-        node.input(1).replace_source_output(restored.output(0))
-
-
-def _example(module: nn.Module, rows: int, length: int, size: int) -> tuple[Tensor, ...]:
-    """What `module` takes, in which `_Mix` differs from the others."""
-    if isinstance(module, _Mix):
-        return (example_states(length, module.multiplexer.width, size)[0],)
-    return example_states(rows, length, size)
-
-
-def _check(module: nn.Module, request: ov.InferRequest, example: tuple[Tensor, ...]) -> None:
-    """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
-    with torch.no_grad():
-        outputs = module(*example)
-    expected = (outputs,) if isinstance(outputs, Tensor) else outputs
-    request.infer([_shared(tensor) for tensor in example])
-    found = [torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(len(expected))]
-    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, Layers) else 1), HIGHEST_TOLERANCE)
-    check_outputs("openvino", found, expected, None if isinstance(module, _Mix) else example[1], tolerance)
-
-
-def _shared(tensor: Tensor) -> ov.Tensor:
-    array: np.ndarray = tensor.detach().numpy()
-    return ov.Tensor(array, shared_memory=True)
+    def _adapter(self, kind: type[Adapter], multiplexer: Multiplexer) -> Program:
+        if (kind, multiplexer) not in self._adapters:
+            module = kind(self._backbone, multiplexer)
+            self._adapters[kind, multiplexer] = self._compiler.compile(module, self._backbone.hidden_size)
+        return self._adapters[kind, multiplexer]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import Backbone
 from revmux_core.backends import BackendName
 from revmux_core.classifier import MuxClassifier
-from revmux_core.composites import Composites, demultiplex, multiplex
+from revmux_core.composites import demultiplex, multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
@@ -73,13 +73,17 @@ class Layers(nn.Module):
         return self._backbone.run(hidden, mask, list(self.layers))
 
 
-class Multiplexing(nn.Module):
-    """What makes composites of prefilled samples, as one module."""
+class Adapter(nn.Module):
+    """Something that a multiplexer does, as one module."""
 
     def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
         super().__init__()
         self._backbone = backbone
         self.multiplexer = multiplexer
+
+
+class Multiplexing(Adapter):
+    """What makes composites of prefilled samples."""
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Samples `[B*N, T, d]` with their masks `[B*N, T]` to the `hidden`, `mask` and `own` of `Composites`."""
@@ -87,19 +91,12 @@ class Multiplexing(nn.Module):
         return composites.hidden, composites.mask, composites.own
 
 
-class Demultiplexing(nn.Module):
-    """What separates the samples of composites, as one module: pool, the multiplexer's inverse, up projection."""
-
-    def __init__(self, backbone: Backbone, multiplexer: Multiplexer) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self.multiplexer = multiplexer
+class Demultiplexing(Adapter):
+    """What separates the samples of composites: pool, the multiplexer's inverse, up projection."""
 
     def forward(self, hidden: Tensor, own: Tensor, own_mask: Tensor) -> Tensor:
         """The upper layers' output `[B, T, d]` and the `own` and `own_mask` of `Composites` to `[B*N, d]`."""
-        # What the composites were before their layers is not looked at.
-        composites = Composites(hidden, own_mask, own, own_mask)
-        return demultiplex(self._backbone, self.multiplexer, hidden, composites)
+        return demultiplex(self._backbone, self.multiplexer, hidden, own, own_mask)
 
 
 def example_states(rows: int, length: int, size: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def choose_dtype(name: DtypeName, backend: BackendName, device: torch.device) ->
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]
     if backend == "openvino":
         _require_openvino()
-        from revmux_core.backends.openvino import has_bfloat16
+        from revmux_core.backends.programs import has_bfloat16
 
         return torch.bfloat16 if has_bfloat16() else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -15,7 +15,7 @@ class Multiplexer(ABC, nn.Module):
     `min_width` is the least width that makes sense. `appended` is the number of positions that `multiplex` adds
     after those of the text, for its own use. Where `rows_apart` holds, a composite is not one row of the upper
     layers but N, one for each of its samples. Where `positionwise` holds, each position of a composite is made of the
-    same position of its samples alone.
+    same position of its samples alone, and at width 1 is that position.
     """
 
     min_width: int = 2
@@ -44,7 +44,8 @@ class Multiplexer(ABC, nn.Module):
 
         `hidden` `[S, T, d]` are the states, zero where `mask` `[S, T]` is; `pooled` `[S, d]` is what the head would
         read of them, or `[S, T, d]` where it reads words: then what is returned is `[S, T, k]`. By default nothing,
-        k = 0: as all published methods have it.
+        k = 0: as all published methods have it. Where rows hold K texts each, `mask` is `[R, K, T]`, `pooled`
+        `[R, K, d]`, and so is what is returned.
         """
         return pooled[..., :0]
 

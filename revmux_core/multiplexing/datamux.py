@@ -42,9 +42,9 @@ class DataMuxMultiplexer(HadamardMultiplexer):
         tokens = self.pad.expand(self.width, self.width, -1).clone()
         places = torch.arange(self.width, device=hidden.device)
         tokens[places, places] = self.index
-        tokens = tokens.to(hidden.dtype).expand(len(hidden), -1, -1, -1)
+        tokens = tokens.to(hidden.dtype).expand(hidden.shape[0], -1, -1, -1)
         return self.combine(torch.cat([hidden, tokens], dim=2)), F.pad(mask.amax(dim=1), (0, self.width), value=1)
 
     def demultiplex(self, pooled: Tensor, slots: Tensor, own: Tensor, appended: Tensor) -> Tensor:
-        index = appended[torch.arange(len(slots), device=slots.device), slots]
+        index = appended[torch.arange(slots.shape[0], device=slots.device), slots]
         return self.up(torch.cat([pooled, index], dim=-1))

@@ -17,6 +17,7 @@ class EarlyExit(OwnStatesMultiplexer):
     """
 
     min_width = 1
+    positionwise = True
 
     def __init__(self, width: int, hidden_size: int) -> None:
         """Raises `RevmuxError` for a width other than 1."""

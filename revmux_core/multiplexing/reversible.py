@@ -74,11 +74,18 @@ class AttentionPool(nn.Module):
         self.values = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """States `[S, T, d]` with masks `[S, T]`, of at least one token each, to `[S, d]`."""
-        scores = (hidden @ self.queries.T).masked_fill(mask.unsqueeze(-1) == 0, float("-inf"))
-        read = scores.softmax(dim=1).transpose(1, 2) @ hidden
-        values = self.values.weight.unflatten(0, (self.heads, -1))
-        return torch.einsum("skd,kvd->skv", read, values).flatten(1) + self.values.bias
+        """States `[S, T, d]` with masks `[S, T]`, of at least one token each, to `[S, d]`.
+
+        Or, of rows that hold several texts, with a mask for each, `[R, K, T]`: `[R, K, d]`.
+        """
+        texts = mask if mask.ndim == 3 else mask.unsqueeze(1)
+        scores = (hidden @ self.queries.T).transpose(1, 2).unsqueeze(2)
+        weights = scores.masked_fill(texts.unsqueeze(1) == 0, float("-inf")).softmax(dim=-1)
+        # `[R, heads, K, d]`: a text's states as each head weighs them.
+        read = (weights.flatten(1, 2) @ hidden).unflatten(1, (self.heads, -1))
+        values = self.values.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        out = (read @ values).transpose(1, 2).flatten(2) + self.values.bias
+        return out if mask.ndim == 3 else out.squeeze(1)
 
 
 class OwnStatesMultiplexer(Multiplexer):
@@ -89,7 +96,7 @@ class OwnStatesMultiplexer(Multiplexer):
     def shortcut(self, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
         """The pooled state and what the attention pool reads, `[S, 2d]`; or each position's state and the same."""
         read = self.pool(hidden, mask)
-        return torch.cat([pooled, read if pooled.ndim == 2 else read.unsqueeze(1).expand_as(pooled)], dim=-1)
+        return torch.cat([pooled, read if pooled.ndim == read.ndim else read.unsqueeze(1).expand_as(pooled)], dim=-1)
 
 
 class ReversibleMultiplexer(OwnStatesMultiplexer):
@@ -123,4 +130,5 @@ class ReversibleMultiplexer(OwnStatesMultiplexer):
 
 def own_block(blocks: Tensor, slots: Tensor) -> Tensor:
     """Of each sample's blocks `[S, N, d/N]` the one in its own slot: `[S, d/N]`."""
-    return blocks[torch.arange(len(slots), device=slots.device), slots]
+    # `shape`, because tracing for a compiled backend takes what `len` says for a constant.
+    return blocks[torch.arange(slots.shape[0], device=slots.device), slots]

@@ -62,7 +62,8 @@ def train_adapters(
         for layer in point.upper:
             out = backbone.run(out, composites.mask, adapters[point].layers(backbone, point, layer, layer + 1))
         words, rows = states.words_of(indices), states.rows(indices)
-        state = demultiplex(backbone, multiplexer, out, composites, None if words is None else words.to(device))
+        told = None if words is None else words.to(device)
+        state = demultiplex(backbone, multiplexer, out, composites.own, composites.own_mask, told)
         logits = backbone.head(state).float()
         teacher = states.logits[rows].to(device)
         truth = None

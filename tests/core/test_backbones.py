@@ -229,7 +229,7 @@ def test_a_composite_holds_its_samples_and_nothing_that_is_padded(family: str) -
         composites = multiplex(backbone, multiplexer, hidden, mask)
         layers = backbone.layers(1, backbone.num_layers)
         hidden = backbone.run(composites.hidden, composites.mask, layers)
-        return demultiplex(backbone, multiplexer, hidden, composites)
+        return demultiplex(backbone, multiplexer, hidden, composites.own, composites.own_mask)
 
     with torch.inference_mode():
         expected = answers(ids, mask)

@@ -19,6 +19,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.composites import multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.offline import run_all
+from revmux_core.states import Padded
 from tests.tiny import assert_same_answers, random_samples
 
 
@@ -49,7 +50,8 @@ def test_layers_are_pytorchs_whatever_the_shape(compiled: Bundle) -> None:
     layers = classifier.backbone.layers(0, classifier.backbone.num_layers)
     for rows, length in [(1, 2), (1, 40), (2, 2), (3, 64), (17, 17), (32, 32)]:
         hidden, mask = _states(compiled, rows, length)
-        found, expected = classifier.executor.run(hidden, mask, layers), classifier.backbone.run(hidden, mask, layers)
+        found = classifier.executor.run(Padded(hidden, mask, "right"), layers).hidden
+        expected = classifier.backbone.run(hidden, mask, layers)
         held = mask.bool()
         torch.testing.assert_close(found[held], expected[held], atol=1e-3, rtol=1e-3)
 
@@ -59,10 +61,10 @@ def test_what_no_program_fits_runs_uncompiled(compiled: Bundle) -> None:
     multiplexer = next(classifier.adapters_of(point).multiplexer for point in classifier.points if point.width == 2)
     hidden, mask = _states(compiled, 2, 9)
     before = counters["stats"]["unique_graphs"]
-    found = classifier.executor.multiplex(multiplexer, hidden, mask)
+    found, own, _ = classifier.executor.multiplex(multiplexer, Padded(hidden, mask, "right"))
     expected = multiplex(classifier.backbone, multiplexer, hidden, mask)
     assert torch.equal(found.hidden, expected.hidden)
-    assert torch.equal(found.own, expected.own)
+    assert torch.equal(own, expected.own)
     assert counters["stats"]["unique_graphs"] == before
 
 
@@ -130,15 +132,15 @@ def test_a_recording_is_a_batch_of_its_own(
     bucket = bucket_of(rows, length)
     assert bucket is not None
     spoilt = torch.full((*bucket, backbone.hidden_size), torch.nan)
-    executor.run(spoilt, torch.ones(bucket, dtype=torch.int64), layers)
+    executor.run_rows(spoilt, torch.ones(bucket, dtype=torch.int64), layers)
     before = replayed[0]
-    found = executor.run(hidden, mask, layers)
+    found = executor.run_rows(hidden, mask, layers)
     assert replayed[0] == before + 2, "one for each side of the seam at layer 2"
     held = mask.bool()
     torch.testing.assert_close(found[held], backbone.run(hidden, mask, layers)[held], atol=1e-3, rtol=1e-3)
     # Not the buffer itself, which the next batch overwrites.
     kept = found.clone()
-    executor.run(hidden + 1, mask, layers)
+    executor.run_rows(hidden + 1, mask, layers)
     assert torch.equal(found, kept)
 
 

@@ -12,14 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revmux_core.backends.openvino import OpenVinoExecutor
+from revmux_core.backends.packed import Packed
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
+from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
+from revmux_core.multiplexing import METHODS
 from revmux_core.plan import Group, MuxPlan
+from revmux_core.states import Padded
+from tests.core.test_methods import build
 from tests.tiny import assert_same_answers, random_samples
 
 
@@ -34,12 +40,20 @@ def compiled(calibrated_path: Path) -> Bundle:
 def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: list[int], seed: int) -> None:
     backbone, executor = compiled.classifier.backbone, compiled.classifier.executor
     torch.manual_seed(seed)
-    hidden = torch.randn(len(lengths), max(lengths), backbone.hidden_size)
-    mask = make_mask(lengths, max(lengths), backbone.padding_side)
+    texts = [torch.randn(length, backbone.hidden_size) for length in lengths]
+    padded = Padded.of(texts, make_mask(lengths, max(lengths), backbone.padding_side), backbone.padding_side)
     layers = backbone.layers(0, backbone.num_layers)
-    held = mask.bool()
-    found, expected = executor.run(hidden, mask, layers), backbone.run(hidden, mask, layers)
-    torch.testing.assert_close(found[held], expected[held], atol=1e-3, rtol=1e-3)
+    expected = backbone.run(padded.hidden, padded.mask, layers)
+    held = padded.mask.bool()
+    # As well where some of those that are laid out together go on, and in another order.
+    part = Packed.of(texts, 0.1).split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
+    for packed, rows in ((Packed.of(texts, 0.1), slice(None)), (part, slice(len(texts) // 2, None))):
+        found = executor.run(packed, layers).padded()
+        longest = found.hidden.shape[1]
+        assert torch.equal(found.mask, padded.mask[rows, :longest])
+        shorter = expected[rows, :longest]
+        own = held[rows, :longest]
+        torch.testing.assert_close(found.hidden[own], shorter[own], atol=1e-3, rtol=1e-3)
 
 
 def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
@@ -64,6 +78,21 @@ def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch(
             bundle.classifier(collate(samples, plan, bundle.tokenizer.pad_id)).logits for bundle in (compiled, whole)
         )
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_as_in_pytorch(tiny_bundle: Bundle, method: str) -> None:
+    """Composites of unlike lengths, beside a sample for which there was no partner."""
+    point, adapters = build(tiny_bundle, method, 0)
+    reference = MuxClassifier(tiny_bundle.classifier.backbone, {point: adapters})
+    compiled = MuxClassifier(tiny_bundle.classifier.backbone, {point: adapters})
+    compiled.executor = OpenVinoExecutor(compiled, torch.float32)
+    samples = random_samples(tiny_bundle, 9)[1]
+    muxed = len(samples) - 1
+    groups = Group(reference.plain, (muxed,)), Group(point, tuple(range(muxed)))
+    for plan in (MuxPlan(groups), MuxPlan(groups[::-1])):
+        batch = collate(samples, plan, tiny_bundle.tokenizer.pad_id)
+        torch.testing.assert_close(compiled(batch).logits, reference(batch).logits, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])

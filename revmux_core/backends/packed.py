@@ -1,0 +1,192 @@
+"""Hidden states of texts that share rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revmux_core.batch import Words
+from revmux_core.packing import LENGTH_STEP, pack
+from revmux_core.states import Padded
+
+Index = np.ndarray
+"""Whole numbers, int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows of one length: they stand at `begin` of the flattened rows, and hold `texts` texts each, or fewer.
+
+    `segments` `[rows, length]` numbers the text of its row that a position is of, 1, 2, ...; 0 is padding.
+    """
+
+    begin: int
+    texts: int
+    segments: Tensor
+
+    def rows(self, flat: Tensor) -> Tensor:
+        """Of states `[F, d]` of all positions those of this block, `[rows, length, d]`."""
+        return flat[self.begin : self.begin + self.segments.numel()].unflatten(0, self.segments.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where texts stand in the rows of some blocks, flattened one after the other to `positions` of them.
+
+    Of each text: `lengths` `[S]`, `starts` `[S]` its first position, and `cells` `[S]` its place where each row has as
+    many as its block's `texts` say. `held` `[P]` are all positions of texts, text after text, and `within` `[P]` counts
+    those of each text from 0 on.
+    """
+
+    blocks: tuple[Block, ...]
+    positions: int
+    attention_share: float
+    lengths: Index
+    starts: Index
+    cells: Index
+    held: Index
+    within: Index
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], attention_share: float) -> Self:
+        """As `pack` has them, see there."""
+        starts, cells, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
+        shapes: list[tuple[int, int, int, int]] = []
+        begin = places = 0
+        for packing in pack(lengths, attention_share):
+            texts = max(map(len, packing.rows))
+            for row, members in enumerate(packing.rows):
+                at = begin + row * packing.length
+                for nth, text in enumerate(members):
+                    starts[text], cells[text], numbers[text] = at, places + row * texts + nth, nth + 1
+                    at += lengths[text]
+            shapes.append((begin, texts, len(packing.rows), packing.length))
+            begin += packing.positions
+            places += len(packing.rows) * texts
+        sizes, first = np.array(lengths), np.array(starts)
+        counted = within(sizes)
+        held = np.repeat(first, sizes) + counted
+        segments = np.zeros(begin, dtype=np.int64)
+        segments[held] = np.repeat(np.array(numbers), sizes)
+        blocks = tuple(
+            Block(start, texts, torch.from_numpy(segments[start : start + rows * length].reshape(rows, length)))
+            for start, texts, rows, length in shapes
+        )
+        return cls(blocks, begin, attention_share, sizes, first, np.array(cells), held, counted)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def spread(self, values: Index, fill: int) -> Tensor:
+        """`values` `[P]` of all positions of texts where they stand, and a little further on, as `Packed.flat` is."""
+        spread = np.full(self.positions + LENGTH_STEP, fill, dtype=np.int64)
+        spread[self.held] = values
+        return torch.from_numpy(spread)
+
+    def firsts(self) -> Tensor:
+        """The first position of each text, by cell; a zero one, see `Packed`, in cells without a text."""
+        firsts = np.full(sum(len(block.segments) * block.texts for block in self.blocks), self.positions)
+        firsts[self.cells] = self.starts
+        return torch.from_numpy(firsts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """States `flat` `[F, d]` of the positions of `layout`, and some more at the end, which are zero.
+
+    `texts` `[S]` are the numbers, in the layout, of those that this is about.
+    """
+
+    flat: Tensor
+    layout: Layout
+    texts: Index
+
+    @classmethod
+    def all(cls, flat: Tensor, layout: Layout) -> Self:
+        return cls(flat, layout, np.arange(len(layout)))
+
+    @classmethod
+    def of(cls, texts: Sequence[Tensor], attention_share: float) -> Self:
+        """Texts `[T_s, d]` each."""
+        starts = np.cumsum([0, *map(len, texts)])
+        flat = torch.cat([*texts, texts[0].new_zeros(1, texts[0].shape[1])])
+        return cls._laid_out(flat, starts[:-1], np.diff(starts), attention_share)
+
+    @classmethod
+    def _laid_out(cls, flat: Tensor, starts: Index, lengths: Index, attention_share: float) -> Self:
+        """Texts of these `lengths` that begin at `starts` of `flat`, whose last position is zero."""
+        layout = Layout.of(lengths.tolist(), attention_share)
+        source = layout.spread(np.repeat(starts, lengths) + layout.within, len(flat) - 1)
+        return cls.all(flat.index_select(0, source), layout)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> Index:
+        return self.layout.lengths[self.texts]
+
+    @property
+    def starts(self) -> Index:
+        return self.layout.starts[self.texts]
+
+    def split(self, counts: Sequence[int]) -> list[Self]:
+        parts = np.split(self.texts, np.cumsum(counts)[:-1])
+        return [type(self)(self.flat, self.layout, texts) for texts in parts]
+
+    def join(self, others: Sequence[Self]) -> Self:
+        parts = [self, *others]
+        if all(part.flat is self.flat for part in parts):
+            return type(self)(self.flat, self.layout, np.concatenate([part.texts for part in parts]))
+        layout = Layout.of([length for part in parts for length in part.lengths.tolist()], self.layout.attention_share)
+        flat = self.flat.new_zeros(layout.positions + LENGTH_STEP, self.flat.shape[1])
+        stop = 0
+        for part in parts:
+            lengths, start = part.lengths, stop
+            source = np.repeat(part.starts, lengths) + within(lengths)
+            stop += len(source)
+            own = part.flat.index_select(0, torch.from_numpy(source))
+            flat.index_copy_(0, torch.from_numpy(layout.held[start:stop]), own)
+        return self.all(flat, layout)
+
+    def fits(self, other: Self) -> bool:
+        return True
+
+    def text(self, number: int, length: int) -> Tensor:
+        start = self.starts[number]
+        return self.flat[start : start + length]
+
+    def alone(self) -> Self:
+        """The same in rows that hold nothing else."""
+        if len(self.texts) == len(self.layout):
+            return self
+        return self._laid_out(self.flat, self.starts, self.lengths, self.layout.attention_share)
+
+    def firsts(self) -> Tensor:
+        """The first position of each, `[S, 1, d]`."""
+        return self.flat.index_select(0, torch.from_numpy(self.starts)).unsqueeze(1)
+
+    def read(self, words: Words) -> Tensor:
+        """What stands at the words, `[W, d]`."""
+        return self.flat.index_select(0, torch.from_numpy(self.starts)[words.samples] + words.positions)
+
+    def padded(self, appended: int = 0) -> Padded:
+        """The same with a row for each, where the last `appended` positions of each end its row, behind the padding."""
+        lengths = self.lengths
+        longest = int(lengths.max())
+        source = np.full((len(lengths), longest), self.layout.positions)
+        held = np.arange(longest) < lengths[:, None] - appended
+        held[:, longest - appended :] = True
+        source[held] = np.repeat(self.starts, lengths) + within(lengths)
+        hidden = self.flat.index_select(0, torch.from_numpy(source.ravel())).unflatten(0, source.shape)
+        return Padded(hidden, torch.from_numpy(held.astype(np.int64)), "right")
+
+
+def within(lengths: Index) -> Index:
+    """0, 1, ... for each of some texts, one after the other."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

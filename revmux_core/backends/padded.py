@@ -1,0 +1,62 @@
+"""What executors have in common that give every text a row of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from revmux_core.backbones import Backbone
+from revmux_core.batch import MuxBatch, Words
+from revmux_core.composites import demultiplex, multiplex
+from revmux_core.multiplexing import Multiplexer
+from revmux_core.states import Padded
+
+
+class PaddedExecutor:
+    """Calls the model's own modules, on rows as long as the longest text."""
+
+    packs = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * max(lengths)
+
+    def begin(self, batch: MuxBatch) -> list[Padded]:
+        groups, side = batch.plan.groups, self._backbone.padding_side
+        masks = batch.mask.split([len(group.members) for group in groups])
+        fresh = [mask for group, mask in zip(groups, masks, strict=True) if not group.start]
+        embedded: Iterator[Padded] = iter(())
+        if fresh:
+            mask = fresh[0] if len(fresh) == 1 else torch.cat(fresh)
+            hidden = self._backbone.embed(batch.ids, mask, batch.type_ids)
+            embedded = iter(Padded(hidden, mask, side).split(list(map(len, fresh))))
+        prefilled = iter(batch.prefilled)
+        return [
+            Padded.of(next(prefilled), mask, side) if group.start else next(embedded)
+            for group, mask in zip(groups, masks, strict=True)
+        ]
+
+    def run(self, states: Padded, layers: Sequence[nn.Module]) -> Padded:
+        return Padded(self.run_rows(states.hidden, states.mask, layers), states.mask, states.padding_side)
+
+    def run_rows(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
+        return self._backbone.run(hidden, mask, layers)
+
+    def pool(self, states: Padded, words: Words | None) -> Tensor:
+        rows = torch.arange(len(states.hidden), device=states.hidden.device)
+        pooled = self._backbone.pool(states.hidden, rows, states.mask)
+        return pooled if words is None else words.read(pooled)
+
+    def multiplex(self, multiplexer: Multiplexer, states: Padded) -> tuple[Padded, Tensor, Tensor]:
+        made = multiplex(self._backbone, multiplexer, states.hidden, states.mask)
+        return Padded(made.hidden, made.mask, states.padding_side), made.own, made.own_mask
+
+    def demultiplex(
+        self, multiplexer: Multiplexer, states: Padded, own: Tensor, own_mask: Tensor, words: Words | None
+    ) -> Tensor:
+        return demultiplex(self._backbone, multiplexer, states.hidden, own, own_mask, words)

@@ -1,0 +1,187 @@
+"""Modules compiled by OpenVINO, and what is compiled of a classifier."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+import torch.nn.functional as F
+from openvino import opset13 as opset
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import Tensor, nn
+
+from revmux_core.backends.pieces import Adapter, Demultiplexing, Layers, Multiplexing, check_outputs, example_states
+
+TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
+"""Relative error a layer at which a program is refused, and of any program: what tracing gets wrong is as large as
+the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
+
+QUANTIZED_TOGETHER = 128
+"""Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for it: AVX-512 BF16 or AMX."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class PackedLayers(Layers):
+    """Neighbouring layers as one module, on rows of several texts."""
+
+    def forward(self, hidden: Tensor, segments: Tensor) -> Tensor:
+        """Rows `[R, T, d]`; `segments` `[R, T]` numbers the text that a position is of."""
+        return super().forward(hidden, segments.unsqueeze(2) == segments.unsqueeze(1))
+
+
+class Mix(Adapter):
+    """What a positionwise multiplexer makes of positions, of many composites alike."""
+
+    def forward(self, flat: Tensor, source: Tensor) -> Tensor:
+        """States `[F, d]`, and where each position of the composites `[P]` is in each of its samples, `[P, N]`, to
+        those of composites, `[P, d]`."""
+        # `[1, N, P, d]`.
+        samples = F.embedding(source.transpose(0, 1), flat).unsqueeze(0)
+        return self.multiplexer.multiplex(samples, torch.ones_like(samples[..., 0]))[0].squeeze(0)
+
+
+class Shortcut(Adapter):
+    """A multiplexer's shortcut, for all texts of some rows."""
+
+    def forward(self, hidden: Tensor, segments: Tensor, pooled: Tensor) -> Tensor:
+        """Rows `[R, T, d]`, their `segments` `[R, T]` as in `PackedLayers`, and the pooled states of up to K texts in
+        each, `[R, K, d]`, to `[R, K, k]`."""
+        numbers = torch.ones_like(pooled[0, :, 0]).cumsum(0)
+        mask = segments.unsqueeze(1) == numbers.view(1, -1, 1)
+        return self.multiplexer.shortcut(hidden, mask, pooled)
+
+
+class Program:
+    """A compiled module. Tensors are shared with PyTorch: none is copied on its way in."""
+
+    def __init__(self, request: ov.InferRequest) -> None:
+        self._request = request
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The module's outputs."""
+        self._infer(inputs)
+        # Copied: the next run overwrites the program's own outputs, whose shapes only it knows beforehand.
+        outputs = range(len(self._request.model_outputs))
+        return tuple(torch.from_numpy(self._request.get_output_tensor(n).data.copy()) for n in outputs)
+
+    def run_into(self, output: Tensor, *inputs: Tensor) -> None:
+        """Has the module write its one output there, a contiguous tensor of the right shape."""
+        self._request.set_output_tensor(0, _shared(output))
+        self._infer(inputs)
+
+    def _infer(self, inputs: tuple[Tensor, ...]) -> None:
+        # Held until they were read: sharing does not keep them alive.
+        held = [tensor.contiguous() for tensor in inputs]
+        for number, tensor in enumerate(held):
+            self._request.set_input_tensor(number, _shared(tensor))
+        self._request.infer()
+
+
+class Compiler:
+    """Compiles modules for as many threads as PyTorch has. `dtype` is the precision of their matrix products."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._quantizes = dtype == torch.int8
+        self._core = ov.Core()
+        rest = torch.bfloat16 if self._quantizes and has_bfloat16() else dtype
+        self._options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if rest == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_TOGETHER if self._quantizes else 0,
+        }
+
+    def compile(self, module: nn.Module, size: int) -> Program:
+        """`module`, one of those here or in `pieces`, of hidden states of this size.
+
+        Raises `RevmuxError` where the compiled form computes something else.
+        """
+        example = _example(module, 2, 8, size)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Tracing remarks on Python conditions in the model's mask code; `_check` sees to what comes of them.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        # Not `ov.convert_model`, which reports its use over the network.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        # Held here: the frontend does not keep it alive.
+        decoder = TorchScriptPythonDecoder(traced)
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
+        if self._quantizes and isinstance(module, PackedLayers | Mix):
+            _quantize(model)
+        request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        program = Program(request)
+        _check(module, program, _example(module, 3, 11, size))
+        return program
+
+
+def _quantize(model: ov.Model) -> None:
+    """Has the linear maps of `model` multiply in int8.
+
+    Weights get 8 bits, a scale and a zero point for every output channel. `DYNAMIC_QUANTIZATION_GROUP_SIZE` has
+    OpenVINO quantize the inputs too, as they come, so no data is needed beforehand. What that costs in agreement is
+    measured when a bundle is calibrated.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
+            continue
+        constant = node.input(1).get_source_output().get_node()
+        if constant.get_type_name() != "Constant":
+            continue
+        weight = np.asarray(constant.data, dtype=np.float32)
+        # Zero must be exact, so the range holds it.
+        low = np.minimum(weight.min(axis=1, keepdims=True), 0)
+        scale = np.maximum(np.maximum(weight.max(axis=1, keepdims=True), 0) - low, 1e-12) / 255
+        zero = np.round(-low / scale)
+        codes = np.clip(np.round(weight / scale) + zero, 0, 255).astype(np.uint8)
+        centred = opset.subtract(
+            opset.convert(opset.constant(codes), np.float32),
+            opset.convert(opset.constant(zero.astype(np.uint8)), np.float32),
+        )
+        restored = opset.multiply(centred, opset.constant(scale.astype(np.float32)))
+        node.input(1).replace_source_output(restored.output(0))
+
+
+def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Tensor, ...]:
+    """What `module` takes, of `count` composites, or rows of as many texts."""
+    width = module.multiplexer.width if isinstance(module, Adapter) else 1
+    hidden, mask = example_states(count * width, length, size)
+    if isinstance(module, Mix):
+        flat = hidden.flatten(0, 1)
+        return flat, torch.arange(count * width).reshape(count, width) * 7 % len(flat)
+    if isinstance(module, Shortcut):
+        segments = (torch.arange(length) * count // length + 1).expand(len(hidden), length).contiguous()
+        return hidden, segments, hidden[:, :count].contiguous()
+    if isinstance(module, Demultiplexing):
+        own = module.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach()
+        return hidden[:count, :1].contiguous(), own, mask[:, :1].contiguous()
+    return hidden, mask
+
+
+def _shape(module: nn.Module, tensor: Tensor) -> ov.PartialShape:
+    """The shape of an input of `module` like `tensor`: as many states, of the same size, as come."""
+    fixed = tensor.is_floating_point() or isinstance(module, Mix)
+    return ov.PartialShape([-1] * (tensor.ndim - 1) + [tensor.shape[-1] if fixed else -1])
+
+
+def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> None:
+    """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
+    with torch.no_grad():
+        outputs = module(*example)
+    expected = (outputs,) if isinstance(outputs, Tensor) else outputs
+    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, Layers) else 1), HIGHEST_TOLERANCE)
+    mask = example[1] if isinstance(module, Layers | Multiplexing) else None
+    check_outputs("openvino", program.run(*example), expected, mask, tolerance)
+
+
+def _shared(tensor: Tensor) -> ov.Tensor:
+    array: np.ndarray = tensor.detach().numpy()
+    return ov.Tensor(array, shared_memory=True)
