@@ -54,13 +54,28 @@ def reset_peaks(pid: int) -> None:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """Processor time of all threads in the tree that still run, to the nanosecond; None where /proc does not tell."""
-    threads = [thread for process in tree(pid) for thread in (_PROC / str(process.pid) / "task").glob("*/schedstat")]
-    times = []
-    for thread in threads:
-        with suppress(OSError):
-            times.append(int(thread.read_text().split()[0]) / 1e9)
-    return sum(times) if times else None
+    """Processor time of all threads in the tree that still run; None where /proc does not tell."""
+    times = thread_seconds(pid)
+    return sum(times.values()) if times else None
+
+
+def thread_seconds(pid: int) -> dict[tuple[int, int], float]:
+    """Processor time, to the nanosecond, of each thread in the tree that still runs, by the numbers of its process and
+    its own, which are the same for a process's main thread. Empty where /proc does not tell."""
+    times = {}
+    for process in tree(pid):
+        for thread in (_PROC / str(process.pid) / "task").glob("*/schedstat"):
+            with suppress(OSError):
+                times[process.pid, int(thread.parent.name)] = int(thread.read_text().split()[0]) / 1e9
+    return times
+
+
+def command_of(pid: int) -> list[str]:
+    """What the process was started with; empty where it is gone, or the system has no /proc."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def _read(pid: int) -> Process | None:

@@ -1,0 +1,118 @@
+"""`python -m loadtest.overhead`: what serving costs beside the model, on one page."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from loadtest.client import MAX_CONNECTIONS
+from loadtest.machine import describe_machine
+from loadtest.overhead import report
+from loadtest.overhead.costs import Visit
+from loadtest.overhead.drive import Plan, ask, engine_of, visit
+from loadtest.overhead.report import FLOOR, FRONT, ONE, Report
+from loadtest.peers.compare import answers
+from loadtest.peers.environments import PeerError, call
+from loadtest.peers.line_up import EXPORT_SECONDS
+from loadtest.scaling.engine import BenchError, measure
+from loadtest.servers import Server, ServerError, running, started
+from loadtest.wire import CLASSIFY
+from loadtest.workload import DataError, read_samples
+
+BENCH_ROUNDS = 3
+"""Of `revmux bench` in each round of ours; it is the median of them that counts."""
+
+
+def main(
+    bundle: Annotated[str, typer.Option(help="Bundle to serve: a name or a folder.")],
+    data: Annotated[Path, typer.Option(help="Sentences to send: .tsv, .csv or .txt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page (Markdown, JSON) and the logs.")],
+    base: Annotated[Path | None, typer.Option(help="Folder of the bundle's base model.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Default: text or sentence.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Visits to each server.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of one run.")] = 5,
+    concurrency: Annotated[int, typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight to saturate.")] = 64,
+) -> None:
+    """Serve BUNDLE plainly, in one process and behind a front end, and its tokenizer without any model; drive all three
+    in turn, and the engine alone, and write what each part takes.
+
+    The servers take their other settings from REVMUX_* variables, and the engine alone those of the servers. Linux
+    only. Exit codes: 0 done, 1 a server or a benchmark failed, or a request was not answered, 2 the data cannot be
+    used.
+    """
+    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logs, plan = out / "logs", Plan(concurrency, rounds, seconds)
+    logs.mkdir(parents=True, exist_ok=True)
+    source = ["--bundle", bundle, *(["--base", str(base)] if base is not None else [])]
+    revmux = [sys.executable, "-m", "server.cli"]
+    serve = [*revmux, "serve", *source, "--width", "1", "--http-workers"]
+    offline: list[float] = []
+    try:
+        texts = [sample.text for sample in read_samples(data, text_column)]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            running([*serve, "0"], logs / "one.log") as one,
+            running([*serve, "1"], logs / "front.log") as front,
+        ):
+            model, answer = Path(folder, "model"), Path(folder, "answer.json")
+            call([*revmux, "export", *source, "--out", str(model)], logs / "export.log", EXPORT_SECONDS)
+            answer.write_bytes(runner.run(ask(one, texts[0])))
+            least = [sys.executable, "-m", "loadtest.overhead.floor", "--tokenizer", str(model / "tokenizer.json")]
+            least += ["--answer", str(answer)]
+            with started(least, logs / "floor.log", lambda port: answers(port, CLASSIFY, texts[0])) as floor:
+                servers: dict[str, tuple[Server, int | None]] = {
+                    ONE: (one, engine_of(one)),
+                    FRONT: (front, engine_of(front)),
+                    FLOOR: (floor, None),
+                }
+                visits: dict[str, list[Visit]] = {name: [] for name in servers}
+                for name, (server, engine) in servers.items():
+                    runner.run(visit(server, engine, texts, plan, rounds))
+                    _say(f"{name} is warm")
+                for number in range(rounds):
+                    _say(f"round {number + 1} of {rounds}")
+                    offline.append(_alone(source, one, data, text_column, logs))
+                    # No server always goes first.
+                    for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
+                        visits[name].append(runner.run(visit(server, engine, texts, plan, number)))
+                        _say(f"  {name}: {visits[name][-1].rate:.1f} requests/s")
+    except DataError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(2) from error
+    except (ServerError, PeerError, BenchError) as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from error
+    settings = f"REVMUX_BACKEND={one.info['backend']} REVMUX_DTYPE={one.info['dtype']}"
+    asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g} --out OUT"
+    command = f"{settings} python -m loadtest.overhead {asked}"
+    report.write(Report(command, describe_machine(), plan, offline, visits), out)
+    _say(f"wrote {out / 'overhead.md'}")
+
+
+def _alone(source: list[str], server: Server, data: Path, text_column: str | None, logs: Path) -> float:
+    """Sentences a second of the engine alone on the plain path, as `server` runs it and in batches as large."""
+    info = server.info
+    options = [*source, "--data", str(data), *(["--text-column", text_column] if text_column is not None else [])]
+    options += ["--width", "1", "--batch-tokens", str(info["limits"]["max_batch_tokens"])]
+    options += ["--backend", info["backend"], "--dtype", info["dtype"], "--device", info["device"]]
+    (row,) = measure("width", options, BENCH_ROUNDS, logs / "bench.log")
+    rate: float = row["sequences_per_second"]
+    _say(f"  the engine alone: {rate:.1f} sentences/s")
+    return rate
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

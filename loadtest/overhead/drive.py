@@ -1,0 +1,80 @@
+"""Visits a server: a saturated closed loop and one with a single request in flight, with the threads' times around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from loadtest.client import Client
+from loadtest.connection import Connection
+from loadtest.measure import OK, Run
+from loadtest.metrics import read_metrics
+from loadtest.overhead.costs import Parts, Visit, by_part
+from loadtest.processes import command_of, thread_seconds, tree
+from loadtest.scaling.served import rate
+from loadtest.servers import HOST, Server, ServerError
+from loadtest.wire import CLASSIFY
+from loadtest.workload import shuffled
+
+ENGINE = "server.engine_process"
+"""The module that the process with the model runs where front ends have processes of their own."""
+REQUESTS = 'revmux_request_duration_seconds_{}{{path="/classify"}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`concurrency` requests in flight to saturate, `rounds` of two runs of `seconds` each."""
+
+    concurrency: int
+    rounds: int
+    seconds: float
+
+
+def engine_of(server: Server) -> int:
+    """The process with the model: one of the server's own, or the server itself."""
+    return next((process.pid for process in tree(server.pid) if ENGINE in command_of(process.pid)), server.pid)
+
+
+async def visit(server: Server, engine: int | None, texts: Sequence[str], plan: Plan, seed: int) -> Visit:
+    """`engine` is the process with the model; a server without one has no metrics either.
+
+    Raises `ServerError` for a request that is not answered: what it cost is not what an answer costs.
+    """
+    async with Client(server.port, texts) as client:
+        before = by_part(thread_seconds(server.pid), engine)
+        full = await client.closed_loop(shuffled(len(texts), seed), plan.concurrency, plan.seconds)
+        after = by_part(thread_seconds(server.pid), engine)
+        _all_answered(full)
+        counted = read_metrics(server.port) if engine is not None else {}
+        alone = await client.closed_loop(shuffled(len(texts), seed), 1, plan.seconds)
+        counts = read_metrics(server.port) if engine is not None else {}
+        _all_answered(alone)
+
+    def mean(series: str) -> float | None:
+        """Of a server's own durations, a request."""
+        return (counts[series] - counted[series]) / len(alone.outcomes) if counts else None
+
+    return Visit(
+        rate=rate(full, 1),
+        generator=full.cpu_share / rate(full, 1),
+        parts=Parts(*((end - start) / len(full.outcomes) for start, end in zip(before, after, strict=True))),
+        client=fmean(outcome.latency for outcome in alone.outcomes),
+        request=mean(REQUESTS.format("sum")),
+        inference=mean("revmux_inference_duration_seconds_sum"),
+    )
+
+
+async def ask(server: Server, text: str) -> bytes:
+    """The body of the answer about one text."""
+    connection = await Connection.open(HOST, server.port)
+    try:
+        return (await connection.exchange(CLASSIFY.request(HOST, server.port, text))).body
+    finally:
+        connection.close()
+
+
+def _all_answered(run: Run) -> None:
+    statuses = sorted({outcome.status for outcome in run.outcomes} - {OK})
+    if statuses or not run.outcomes:
+        raise ServerError(f"requests were not answered: {', '.join(statuses) or 'none was sent'}")

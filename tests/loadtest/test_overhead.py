@@ -1,0 +1,52 @@
+"""`python -m loadtest.overhead`: real servers in small, and what is made of their processor times."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest.overhead.costs import Parts, Visit, by_part, most_of_offline, over_rounds
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="needs /proc")
+def test_every_part_of_real_servers_is_on_the_page(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "texts.txt", tmp_path / "out"
+    data.write_text("a good film\nword1 word2\nnot very bad . word3\n")
+    command = [sys.executable, "-m", "loadtest.overhead", "--bundle", str(tiny_bundle_path), "--data", str(data)]
+    command += ["--out", str(out), "--rounds", "1", "--seconds", "0.3", "--concurrency", "8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((out / "overhead.json").read_text())
+    one, front, floor = (server["medians"] for server in document["servers"].values())
+    for parts, there in (
+        (one["parts"], {"loop", "device"}),
+        (front["parts"], {"front_end", "loop", "device"}),
+        (floor["parts"], {"front_end"}),
+    ):
+        assert {part for part, seconds in parts.items() if seconds > 0} == there
+        assert sum(parts.values()) < 0.1
+    # The model of four narrow layers takes so little that only what is beside it can be told apart.
+    assert floor["parts"]["front_end"] < one["parts"]["loop"]
+    assert one["request"] > one["inference"] > 0
+    assert floor["request"] is None
+    page = (out / "overhead.md").read_text()
+    assert str(tmp_path) not in page
+    assert "| `--http-workers 1` |" in page
+
+
+def test_threads_make_parts() -> None:
+    seconds = {(1, 1): 1.0, (2, 2): 10.0, (2, 3): 100.0, (2, 4): 200.0, (5, 5): 1000.0, (5, 6): 2000.0}
+    assert by_part(seconds, engine=2) == Parts(front_end=3001.0, loop=10.0, device=300.0)
+    assert by_part(seconds, engine=None) == Parts(front_end=3311.0, loop=0.0, device=0.0)
+
+
+def test_medians_and_what_is_left_for_the_model() -> None:
+    def make(scale: float) -> Visit:
+        return Visit(100 / scale, 0.1 * scale, Parts(0.3 * scale, 0.2 * scale, 3.4 * scale), 5, 4, 2.5)
+
+    visit = over_rounds([make(scale) for scale in (1, 9, 0.5)])
+    assert visit == make(1)
+    assert visit.beside_inference == 1.5
+    assert most_of_offline(visit.parts.device, visit.http, visit.generator) == pytest.approx(0.85)
