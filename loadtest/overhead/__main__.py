@@ -16,7 +16,7 @@ from loadtest.client import MAX_CONNECTIONS
 from loadtest.machine import describe_machine
 from loadtest.overhead import report
 from loadtest.overhead.costs import Visit
-from loadtest.overhead.drive import Plan, ask, engine_of, visit
+from loadtest.overhead.drive import ask, engine_of, visit
 from loadtest.overhead.report import FLOOR, FRONT, ONE, Report
 from loadtest.peers.compare import answers
 from loadtest.peers.environments import PeerError, call
@@ -49,7 +49,7 @@ def main(
     """
     # Unwinds the stack, so that the servers are stopped; the default would leave them running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    logs, plan = out / "logs", Plan(concurrency, rounds, seconds)
+    logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     source = ["--bundle", bundle, *(["--base", str(base)] if base is not None else [])]
     revmux = [sys.executable, "-m", "server.cli"]
@@ -76,15 +76,16 @@ def main(
                 }
                 visits: dict[str, list[Visit]] = {name: [] for name in servers}
                 for name, (server, engine) in servers.items():
-                    runner.run(visit(server, engine, texts, plan, rounds))
+                    runner.run(visit(server, engine, texts, concurrency, seconds, rounds))
                     _say(f"{name} is warm")
                 for number in range(rounds):
                     _say(f"round {number + 1} of {rounds}")
                     offline.append(_alone(source, one, data, text_column, logs))
                     # No server always goes first.
                     for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
-                        visits[name].append(runner.run(visit(server, engine, texts, plan, number)))
-                        _say(f"  {name}: {visits[name][-1].rate:.1f} requests/s")
+                        found = runner.run(visit(server, engine, texts, concurrency, seconds, number))
+                        visits[name].append(found)
+                        _say(f"  {name}: {found.rate:.1f} requests/s")
     except DataError as error:
         _say(f"error: {error}")
         raise typer.Exit(2) from error
@@ -94,7 +95,7 @@ def main(
     settings = f"REVMUX_BACKEND={one.info['backend']} REVMUX_DTYPE={one.info['dtype']}"
     asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g} --out OUT"
     command = f"{settings} python -m loadtest.overhead {asked}"
-    report.write(Report(command, describe_machine(), plan, offline, visits), out)
+    report.write(Report(command, describe_machine(), concurrency, seconds, offline, visits), out)
     _say(f"wrote {out / 'overhead.md'}")
 
 

@@ -32,34 +32,45 @@ def by_part(seconds: Mapping[tuple[int, int], float], engine: int | None) -> Par
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A server in one round, or the medians over rounds. Saturated: `rate` answers a second, and the processor time of
-    the `generator` and of the server's `parts`, in seconds a request. With one request in flight, in seconds, means:
-    `client`, what a request took, `request` and `inference`, of which the server says so; None where it tells nothing.
+    """A server in one round, or the medians over rounds.
+
+    Saturated: `rate` answers a second, and the processor time of the `generator` and of the server's `Parts`, in
+    seconds a request. With one request in flight, means in seconds: `client` is what a request took, `request` and
+    `inference` what the server says of that; None where it says nothing.
     """
 
     rate: float
     generator: float
-    parts: Parts
+    front_end: float
+    loop: float
+    device: float
     client: float
     request: float | None
     inference: float | None
 
     @property
     def http(self) -> float:
-        """Processor time a request of the server's part that is not the device's."""
-        return self.parts.front_end + self.parts.loop
+        """What a saturated request takes of the server beside the device's threads."""
+        return self.front_end + self.loop
 
     @property
     def beside_inference(self) -> float | None:
         """With one request in flight."""
         return None if self.request is None or self.inference is None else self.request - self.inference
 
+    @property
+    def cores(self) -> float:
+        """Processor time a second of the saturated server and the generator."""
+        return self.rate * (self.http + self.device + self.generator)
+
 
 def over_rounds(visits: Sequence[Visit]) -> Visit:
     return Visit(
         rate=median(visit.rate for visit in visits),
         generator=median(visit.generator for visit in visits),
-        parts=Parts(*(median(times) for times in zip(*(visit.parts for visit in visits), strict=True))),
+        front_end=median(visit.front_end for visit in visits),
+        loop=median(visit.loop for visit in visits),
+        device=median(visit.device for visit in visits),
         client=median(visit.client for visit in visits),
         request=median_of_known([visit.request for visit in visits]),
         inference=median_of_known([visit.inference for visit in visits]),

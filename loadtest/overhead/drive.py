@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from loadtest.client import Client
 from loadtest.connection import Connection
 from loadtest.measure import OK, Run
 from loadtest.metrics import read_metrics
-from loadtest.overhead.costs import Parts, Visit, by_part
+from loadtest.overhead.costs import Visit, by_part
 from loadtest.processes import command_of, thread_seconds, tree
 from loadtest.scaling.served import rate
 from loadtest.servers import HOST, Server, ServerError
@@ -22,32 +21,27 @@ ENGINE = "server.engine_process"
 REQUESTS = 'revmux_request_duration_seconds_{}{{path="/classify"}}'
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """`concurrency` requests in flight to saturate, `rounds` of two runs of `seconds` each."""
-
-    concurrency: int
-    rounds: int
-    seconds: float
-
-
 def engine_of(server: Server) -> int:
     """The process with the model: one of the server's own, or the server itself."""
     return next((process.pid for process in tree(server.pid) if ENGINE in command_of(process.pid)), server.pid)
 
 
-async def visit(server: Server, engine: int | None, texts: Sequence[str], plan: Plan, seed: int) -> Visit:
-    """`engine` is the process with the model; a server without one has no metrics either.
+async def visit(
+    server: Server, engine: int | None, texts: Sequence[str], concurrency: int, seconds: float, seed: int
+) -> Visit:
+    """Two runs of `seconds`, one with `concurrency` requests in flight and one with one.
+
+    `engine` is the process with the model; a server without one has no metrics either.
 
     Raises `ServerError` for a request that is not answered: what it cost is not what an answer costs.
     """
     async with Client(server.port, texts) as client:
         before = by_part(thread_seconds(server.pid), engine)
-        full = await client.closed_loop(shuffled(len(texts), seed), plan.concurrency, plan.seconds)
+        full = await client.closed_loop(shuffled(len(texts), seed), concurrency, seconds)
         after = by_part(thread_seconds(server.pid), engine)
         _all_answered(full)
         counted = read_metrics(server.port) if engine is not None else {}
-        alone = await client.closed_loop(shuffled(len(texts), seed), 1, plan.seconds)
+        alone = await client.closed_loop(shuffled(len(texts), seed), 1, seconds)
         counts = read_metrics(server.port) if engine is not None else {}
         _all_answered(alone)
 
@@ -55,10 +49,13 @@ async def visit(server: Server, engine: int | None, texts: Sequence[str], plan: 
         """Of a server's own durations, a request."""
         return (counts[series] - counted[series]) / len(alone.outcomes) if counts else None
 
+    front_end, loop, device = ((end - start) / len(full.outcomes) for start, end in zip(before, after, strict=True))
     return Visit(
         rate=rate(full, 1),
         generator=full.cpu_share / rate(full, 1),
-        parts=Parts(*((end - start) / len(full.outcomes) for start, end in zip(before, after, strict=True))),
+        front_end=front_end,
+        loop=loop,
+        device=device,
         client=fmean(outcome.latency for outcome in alone.outcomes),
         request=mean(REQUESTS.format("sum")),
         inference=mean("revmux_inference_duration_seconds_sum"),

@@ -19,16 +19,15 @@ def test_every_part_of_real_servers_is_on_the_page(tiny_bundle_path: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document = json.loads((out / "overhead.json").read_text())
-    one, front, floor = (server["medians"] for server in document["servers"].values())
-    for parts, there in (
-        (one["parts"], {"loop", "device"}),
-        (front["parts"], {"front_end", "loop", "device"}),
-        (floor["parts"], {"front_end"}),
+    one, front, floor = document["medians"].values()
+    for visit, there in (
+        (one, {"loop", "device"}),
+        (front, {"front_end", "loop", "device"}),
+        (floor, {"front_end"}),
     ):
-        assert {part for part, seconds in parts.items() if seconds > 0} == there
-        assert sum(parts.values()) < 0.1
-    # The model of four narrow layers takes so little that only what is beside it can be told apart.
-    assert floor["parts"]["front_end"] < one["parts"]["loop"]
+        assert {part for part in Parts._fields if visit[part] > 0} == there
+        assert sum(visit[part] for part in Parts._fields) < 0.1
+    assert floor["front_end"] < one["loop"]
     assert one["request"] > one["inference"] > 0
     assert floor["request"] is None
     page = (out / "overhead.md").read_text()
@@ -44,9 +43,10 @@ def test_threads_make_parts() -> None:
 
 def test_medians_and_what_is_left_for_the_model() -> None:
     def make(scale: float) -> Visit:
-        return Visit(100 / scale, 0.1 * scale, Parts(0.3 * scale, 0.2 * scale, 3.4 * scale), 5, 4, 2.5)
+        return Visit(100 / scale, 0.1 * scale, 0.3 * scale, 0.2 * scale, 3.4 * scale, 5, 4, 2.5)
 
     visit = over_rounds([make(scale) for scale in (1, 9, 0.5)])
     assert visit == make(1)
     assert visit.beside_inference == 1.5
-    assert most_of_offline(visit.parts.device, visit.http, visit.generator) == pytest.approx(0.85)
+    assert visit.cores == pytest.approx(400)
+    assert most_of_offline(visit.device, visit.http, visit.generator) == pytest.approx(0.85)
