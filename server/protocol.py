@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server import errors
 
@@ -21,6 +22,41 @@ MAX_PIPELINED = 16
 
 REFUSAL = "revmux.refusal"
 """Where a scope has the `ServiceError` that its request is to be answered with."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+GONE = "revmux.gone"
+"""Where a scope has a future that is done once its client is gone."""
+
+
+class _Wire:
+    """A connection as uvicorn writes answers to it: a head is held until what follows it is there.
+
+    uvloop sends at once what it is given: two writes are two system calls, two packets and two wake-ups of the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+        self.awaits_head = False
+
+    def write(self, data: bytes) -> None:
+        if self.awaits_head and data != CONTINUE:
+            self.awaits_head = False
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        """Sends a head that nothing follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -39,15 +75,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._awaits_body = False
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._gone: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._wire = _Wire(transport)
         self._reading = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._reading, self._writing):
             if timer is not None:
                 timer.cancel()
+        self._gone.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,6 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         refusal = self._refusal()
         if refusal is not None:
             self.scope[REFUSAL] = refusal  # type: ignore[literal-required]
+        self.scope[GONE] = self._gone  # type: ignore[literal-required]
         self._pending = 0
         if self._writing is not None:
             # Who asks for more has read, and gets as long again for the rest.
@@ -87,7 +127,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._pending = 0
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        cycle.transport = self._wire  # type: ignore[assignment]
+        self._wire.awaits_head = True
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
+        self._wire.flush()
         super().on_response_complete()
         self._watch_writing()
 

@@ -6,11 +6,12 @@ import asyncio
 import enum
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from starlette.types import Receive
+import msgspec
+from starlette.requests import Request
 
 from revmux_core.cascade import Quality
 from revmux_core.plan import Tokens
@@ -45,8 +46,7 @@ class State(enum.StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What a request asks for.
 
     `quality` None: the server's default; `max_width` None: as wide as served; `max_tokens` None: the model's limit.
@@ -85,8 +85,7 @@ class Model:
             await self._idle.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """A request's answers, text by text the tokens that they took and how many of those stand for what the vocabulary
     lacks, and what gave them."""
 
@@ -169,8 +168,8 @@ class Service:
         if self._model is not None:
             self.lose(self._model)
 
-    def authorize(self, header: str | None) -> str:
-        """The tenant that an `Authorization` header speaks for: the number of its key, or "" on an open server.
+    def authorize(self, headers: Mapping[str, str]) -> str:
+        """The tenant that the `Authorization` header speaks for: the number of its key, or "" on an open server.
 
         Raises `Unauthorized` where a key is needed and this is none of them.
         """
@@ -178,7 +177,8 @@ class Service:
         if not keys:
             return ""
         # As the client sent it: the framework reads headers as Latin-1.
-        sent = hashlib.sha256((header or "").removeprefix("Bearer ").encode("latin-1")).digest()
+        header = headers.get("authorization", "")
+        sent = hashlib.sha256(header.removeprefix("Bearer ").encode("latin-1")).digest()
         # Every key is compared, so that the time taken tells nothing about any.
         matches = [hmac.compare_digest(sent, key) for key in keys]
         if not any(matches):
@@ -198,8 +198,8 @@ class Service:
                 f"the loaded model is {self.model.facts.name}: name it, or leave `model` out", param="model"
             )
 
-    async def classify(self, work: Work, receive: Receive) -> Result:
-        """Admits, tokenizes, queues and awaits one request, whose client's disconnect is read from `receive`.
+    async def classify(self, work: Work, request: Request) -> Result:
+        """Admits, tokenizes, queues and awaits what `request` asks for, until its client leaves.
 
         Raises a `ServiceError` for every way in which this can end without answers.
         """
@@ -218,7 +218,7 @@ class Service:
         model.admitted += 1
         self.metrics.in_progress.inc()
         try:
-            return await self._answer(model, work, timeout_ms, receive)
+            return await self._answer(model, work, timeout_ms, request)
         except DeadlineExceeded:
             self.metrics.expired.inc()
             raise
@@ -233,7 +233,7 @@ class Service:
             model.release()
             self.metrics.in_progress.dec()
 
-    async def _answer(self, model: Model, work: Work, timeout_ms: float, receive: Receive) -> Result:
+    async def _answer(self, model: Model, work: Work, timeout_ms: float, request: Request) -> Result:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_ms / 1000
         if model.tokenizer.is_quick(work.texts):
@@ -254,7 +254,7 @@ class Service:
         left, trace = deadline - loop.time(), current_trace()
         terms = Terms(max_width, work.priority, quality == "guaranteed", work.tenant, left, trace)
         pending = model.batcher.submit(samples, terms)
-        watch = Watch(pending, receive, deadline, timeout_ms)
+        watch = Watch(pending, request, deadline, timeout_ms)
         try:
             answers = await pending.answers
         finally:

@@ -25,7 +25,7 @@ async def classify(request: Request) -> Response:
     service, tenant = authorized(request)
     query = parse(ClassifyRequest, await admissible(request, service))
     service.require_model(query.model)
-    result = await service.classify(_work(query, tenant), request.receive)
+    result = await service.classify(_work(query, tenant), request)
     problem = result.facts.problem
     data = []
     for index, (answer, (text, _), sample, unknown) in enumerate(

@@ -33,7 +33,7 @@ async def predict(request: Request) -> Response:
             "this model labels every word of a text, for which this format has no place: use /classify"
         )
     texts, batched = query.inputs
-    result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request.receive)
+    result = await service.classify(Work(texts, truncate=query.truncate is True, tenant=tenant), request)
     labels = result.facts.labels
     ranked = [_ranked(answer, labels, query.raw_scores) for answer in result.answers.items]
     return json_response(ranked if batched else ranked[0], result.answers)

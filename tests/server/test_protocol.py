@@ -154,6 +154,20 @@ def test_requests_ahead_of_their_answers_are_few(client: httpx.Client) -> None:
         assert send(connection, [(request + b"\r\n") * 1000]).count(b"HTTP/1.1 200") <= protocol.MAX_PIPELINED
 
 
+def test_a_head_leaves_with_its_body_or_alone_where_there_is_none(client: httpx.Client) -> None:
+    body = b'{"input": "a film"}'
+    expecting = HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with connected(client) as connection:
+        connection.sendall(expecting)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert json.loads(rest)["object"] == "list"
+        connection.sendall(b"HEAD /classify HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 405 ")
+
+
 def test_what_is_not_http_gets_the_documented_format(client: httpx.Client) -> None:
     with connected(client) as connection:
         assert refusal(send(connection, [b"hello\r\n\r\n"])) == (400, "this is not HTTP/1.1")
