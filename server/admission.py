@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 SHORTEST_RETRY, LONGEST_RETRY = 1, 60
 """Bounds of `Retry-After`, in seconds: HTTP knows no fractions, and an estimate further ahead is a guess."""
 
@@ -21,8 +23,7 @@ SMOOTHING = 0.1
 """Weight of the newest full batch in the running estimate of tokens a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """An amount of work: samples and their real tokens."""
 
     items: int

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True):
     """What a request asks for beside its samples, the `tenant` it comes from, and the seconds that it has left.
 
     `trace` is its span, see `server.traces.current_trace`.
@@ -27,8 +27,7 @@ class Terms:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """One sample's scores, the `point` that they are from, and whether it was escalated to it."""
 
     logits: list[float]
@@ -37,8 +36,7 @@ class Answer:
     escalated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(msgspec.Struct, frozen=True):
     """One request's answers in the order of its samples.
 
     `inference_seconds` is the compute of all batches that held a sample of it, `queue_seconds` the rest of the time

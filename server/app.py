@@ -14,6 +14,7 @@ from server import __version__, errors
 from server.middleware import Direct, LimitBody, Observe, SplitPorts
 from server.routes import classify, operator, predict, status
 from server.service import Service
+from server.traces import tracing
 
 DESCRIPTION = "Text classification that multiplexes several requests into one composite sequence."
 
@@ -38,7 +39,13 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         # Spans of requests alone, and only where `server.traces` set them up: its logs quote what exceptions say, and
         # Prometheus has the metrics.
-        telemetry={"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
+        telemetry={
+            "tracing": tracing(),
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.state.service = service
     for router in (classify.router, predict.router, status.router, operator.router):

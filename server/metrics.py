@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -189,6 +190,9 @@ class Metrics:
             multiprocess_mode=_LATEST,
         )
 
+        self._of_requests = cache(
+            lambda path, status: (self.requests.labels(path, status), self.request_duration.labels(path))
+        )
         self._facts: Facts | None = None
         self._audited: set[tuple[int, str]] = set()
 
@@ -219,6 +223,13 @@ class Metrics:
         """Has the failed requests of `paths` start at 0: Prometheus sees no increase where a counter appears with 1."""
         for path in paths:
             self.requests.labels(path, 500)
+
+    def observe_request(self, path: str, status: int, seconds: float) -> None:
+        """Counts a request of the route `path`, answered with `status`."""
+        # Looked up once: `labels` makes strings of them all and takes a lock.
+        requests, duration = self._of_requests(path, status)
+        requests.inc()
+        duration.observe(seconds)
 
     def observe_queue(self, load: Load) -> None:
         """Exports what waits for the device now."""

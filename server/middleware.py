@@ -65,8 +65,8 @@ class Observe:
         finally:
             # The route's template, never the path that the client sent.
             path = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.requests.labels(path, status or errors.ClientDisconnected.status).inc()
-            self._metrics.request_duration.labels(path).observe(time.perf_counter() - start)
+            status = status or errors.ClientDisconnected.status
+            self._metrics.observe_request(path, status, time.perf_counter() - start)
 
 
 class LimitBody:

@@ -33,19 +33,20 @@ class WaitingQueue(Generic[Entry]):
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
-        self._tokens = 0
+        self.tokens = 0
+        """Of all entries."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def load(self) -> Load:
-        return Load(len(self._entries), self._tokens)
+        return Load(len(self._entries), self.tokens)
 
     def tokens_before(self, priority: int) -> int:
         """Tokens of the entries behind which one of this priority would stand, if it joined now."""
         if not self._entries or self._entries[-1].rank[0] <= priority:
-            return self._tokens
+            return self.tokens
         stop = bisect_left(self._entries, (priority + 1, 0), key=_rank)
         return sum(entry.length for entry in self._entries[:stop])
 
@@ -53,13 +54,13 @@ class WaitingQueue(Generic[Entry]):
         """Adds one request's entries, in ascending rank."""
         at = bisect_left(self._entries, entries[0].rank, key=_rank)
         self._entries[at:at] = entries
-        self._tokens += sum(entry.length for entry in entries)
+        self.tokens += sum(entry.length for entry in entries)
 
     def leave(self, first: Rank, last: Rank) -> None:
         """Removes what still waits of the request whose entries have the ranks `first` to `last`."""
         start = bisect_left(self._entries, first, key=_rank)
         stop = bisect_right(self._entries, last, key=_rank)
-        self._tokens -= sum(entry.length for entry in self._entries[start:stop])
+        self.tokens -= sum(entry.length for entry in self._entries[start:stop])
         del self._entries[start:stop]
 
     def head(self, count: int) -> list[Entry]:
@@ -72,7 +73,7 @@ class WaitingQueue(Generic[Entry]):
         gone = set(positions)
         depth = max(positions) + 1
         self._entries[:depth] = [self._entries[i] for i in range(depth) if i not in gone]
-        self._tokens -= sum(entry.length for entry in taken)
+        self.tokens -= sum(entry.length for entry in taken)
         return taken
 
 
@@ -94,8 +95,11 @@ class FairQueue(Generic[Entry]):
 
     @property
     def load(self) -> Load:
-        loads = [line.load for line in self._lines.values()]
-        return Load(sum(load.items for load in loads), sum(load.tokens for load in loads))
+        items = tokens = 0
+        for line in self._lines.values():
+            items += len(line)
+            tokens += line.tokens
+        return Load(items, tokens)
 
     def load_of(self, tenant: str) -> Load:
         return self._lines[tenant].load if tenant in self._lines else Load(0, 0)
@@ -109,7 +113,7 @@ class FairQueue(Generic[Entry]):
         own = self._lines[tenant].tokens_before(priority) if tenant in self._lines else 0
         clock = self._clocks[tenant] if tenant in self._lines else max(self._clocks.get(tenant, 0), self._now)
         return own + sum(
-            min(line.load.tokens, max(clock + own + new - self._clocks[name], 0))
+            min(line.tokens, max(clock + own + new - self._clocks[name], 0))
             for name, line in self._lines.items()
             if name != tenant
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
+import msgspec
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +28,7 @@ WORK_ERRORS: tuple[type[ServiceError], ...] = (
 """How a request for work can end without its answer."""
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+_ENCODER = msgspec.json.Encoder()
 
 
 def service_of(request: Request) -> Service:
@@ -38,7 +38,7 @@ def service_of(request: Request) -> Service:
 def authorized(request: Request) -> tuple[Service, str]:
     """The service and the tenant who asks. Raises `Unauthorized` where the request lacks a valid key."""
     service = service_of(request)
-    return service, service.authorize(request.headers.get("authorization"))
+    return service, service.authorize(request.headers)
 
 
 async def admissible(request: Request, service: Service) -> bytes:
