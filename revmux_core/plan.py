@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,8 @@ def split_by_length(plan: MuxPlan, lengths: Sequence[int], part_cost: float, num
     and `part_cost` more of them for being one. `lengths` are those of the plan's samples. Composites stay whole.
     Exact, by dynamic programming over the distinct lengths; O(n log n + d^2).
     """
+    if math.isinf(part_cost):
+        return [Part(tuple(range(plan.samples)), plan)]
     units = sorted(
         (
             (max(lengths[member] for member in members), number, group, members)

@@ -335,7 +335,6 @@ class Batcher:
             )
         if scores is None:
             return
-        self._metrics.observe_batch(len(entries), steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
         if full and not suspects:
             # What is audited after its answer serves nobody who waits.
             served = (entry for number, entry in enumerate(entries) if number not in going_on and not entry.answered)
@@ -358,6 +357,17 @@ class Batcher:
                 answered[point, cascade, escalated] += 1
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
+        # After the requests that were answered have gone on: nobody waits for what is counted.
+        asyncio.get_running_loop().call_soon(self._count, len(entries), steps, scores, answered)
+
+    def _count(
+        self,
+        samples: int,
+        steps: Steps,
+        scores: Scores,
+        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]],
+    ) -> None:
+        self._metrics.observe_batch(samples, steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
         for (point, cascade, escalated), count in answered.items():
             self._metrics.observe_answers(point, cascade, escalated, count)
 

@@ -26,7 +26,8 @@ class Watch:
         self._listener: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] | None = request.scope.get(GONE)
         if self._gone is None:
-            # Another server than ours, such as Ray Serve's replica. With ours this task would cost more than the rest of the service.
+            # Another server than ours, such as Ray Serve's replica. With ours the task would cost more than the rest of
+            # the service.
             self._gone = self._listener = loop.create_task(_departure(request.receive))
         self._gone.add_done_callback(self._leave)
 
