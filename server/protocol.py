@@ -126,6 +126,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._awaits_body = False
         self._pending = 0
         super().on_message_complete()
+        # A large part of a body had uvicorn stop reading until the next is asked for: nobody asks after the last, and
+        # a client that leaves would go unnoticed.
+        self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         cycle.transport = self._wire  # type: ignore[assignment]
