@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -149,10 +149,19 @@ class MuxClassifier(nn.Module):
 
     def _tracks(self, batch: MuxBatch) -> list[_Track]:
         """The plan's groups, each with the states that it starts from."""
+        groups = batch.plan.groups
+        masks = batch.mask.split([len(group.members) for group in groups])
+        fresh = [mask for group, mask in zip(groups, masks, strict=True) if not group.start]
+        embedded: Iterator[States] = iter(())
+        if fresh:
+            states = self.executor.embed(batch.ids, _cat(fresh), batch.type_ids)
+            embedded = iter(states.split(list(map(len, fresh))))
+        prefilled = iter(batch.prefilled)
         tracks = []
         first = 0
-        for group, states in zip(batch.plan.groups, self.executor.begin(batch), strict=True):
+        for group, mask in zip(groups, masks, strict=True):
             own = slice(first, first + len(group.members))
+            states = self.executor.resume(next(prefilled), mask) if group.start else next(embedded)
             tracks.append(_Track(group, states, None if batch.words is None else batch.words[own]))
             first = own.stop
         return tracks

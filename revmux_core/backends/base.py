@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from revmux_core.backends import BackendName
-from revmux_core.batch import MuxBatch, Words
+from revmux_core.batch import Words
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.points import OperatingPoint
 from revmux_core.states import States
@@ -39,8 +39,12 @@ class Executor(Protocol[Laid]):
         """How many positions `run` computes for texts of these lengths, padding among them."""
         ...
 
-    def begin(self, batch: MuxBatch) -> list[Laid]:
-        """What every group of the plan starts from: embedded tokens, or states that its samples stand at."""
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Laid:
+        """The states of ids `[S, T]`; `mask` `[S, T]` is 1 where a row holds text."""
+        ...
+
+    def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Laid:
+        """The same of states `[T_s, d]` that samples stand at; `mask` `[S, T]` is theirs in a batch of length T."""
         ...
 
     def run(self, states: Laid, layers: Sequence[nn.Module]) -> Laid:

@@ -6,9 +6,8 @@ are in. Measured in `docs/performance.md`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import islice
 from math import lcm
 from typing import cast
 
@@ -22,7 +21,7 @@ from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Multiplexing, Piece, Pieces
 from revmux_core.backends.programs import Compiler, Mix, PackedLayers, Program, Shortcut
-from revmux_core.batch import MuxBatch, Words
+from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
@@ -68,30 +67,21 @@ class OpenVinoExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return sum(packing.positions for packing in pack(lengths, self._attention_share))
 
-    def begin(self, batch: MuxBatch) -> list[Packed]:
-        groups, lengths = batch.plan.groups, iter(batch.lengths)
-        fresh = [own for group in groups if (own := list(islice(lengths, len(group.members)))) and not group.start]
-        embedded: Iterator[Packed] = iter(())
-        if fresh:
-            packed = self._embed(batch, [length for own in fresh for length in own])
-            embedded = iter(packed.split(list(map(len, fresh))))
-        prefilled = iter(batch.prefilled)
-        return [
-            Packed.of(next(prefilled), self._attention_share) if group.start else next(embedded) for group in groups
-        ]
-
-    def _embed(self, batch: MuxBatch, lengths: Sequence[int]) -> Packed:
-        layout = Layout.of(lengths, self._attention_share)
-        held = np.arange(batch.ids.shape[1]) < layout.lengths[:, None]
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Packed:
+        layout = Layout.of(mask.sum(dim=1).tolist(), self._attention_share)
+        held = mask.bool()
 
         def spread(values: np.ndarray, fill: int) -> Tensor:
             return layout.spread(values, fill).view(-1, LENGTH_STEP)
 
-        ids = spread(batch.ids.numpy()[held], int(batch.ids[0, 0]))
-        type_ids = None if batch.type_ids is None else spread(batch.type_ids.numpy()[held], 0)
-        flat = self._backbone.embed_packed(ids, spread(layout.within, 0), type_ids).flatten(0, 1)
+        placed = spread(ids[held].numpy(), int(ids[0, 0]))
+        placed_types = None if type_ids is None else spread(type_ids[held].numpy(), 0)
+        flat = self._backbone.embed_packed(placed, spread(layout.within, 0), placed_types).flatten(0, 1)
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
+
+    def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Packed:
+        return Packed.of(texts, self._attention_share)
 
     def run(self, states: Packed, layers: Sequence[nn.Module]) -> Packed:
         states = states.alone()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
-from revmux_core.batch import MuxBatch, Words
+from revmux_core.batch import Words
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.states import Padded
@@ -25,20 +25,11 @@ class PaddedExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
-    def begin(self, batch: MuxBatch) -> list[Padded]:
-        groups, side = batch.plan.groups, self._backbone.padding_side
-        masks = batch.mask.split([len(group.members) for group in groups])
-        fresh = [mask for group, mask in zip(groups, masks, strict=True) if not group.start]
-        embedded: Iterator[Padded] = iter(())
-        if fresh:
-            mask = fresh[0] if len(fresh) == 1 else torch.cat(fresh)
-            hidden = self._backbone.embed(batch.ids, mask, batch.type_ids)
-            embedded = iter(Padded(hidden, mask, side).split(list(map(len, fresh))))
-        prefilled = iter(batch.prefilled)
-        return [
-            Padded.of(next(prefilled), mask, side) if group.start else next(embedded)
-            for group, mask in zip(groups, masks, strict=True)
-        ]
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Padded:
+        return Padded(self._backbone.embed(ids, mask, type_ids), mask, self._backbone.padding_side)
+
+    def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Padded:
+        return Padded.of(texts, mask, self._backbone.padding_side)
 
     def run(self, states: Padded, layers: Sequence[nn.Module]) -> Padded:
         return Padded(self.run_rows(states.hidden, states.mask, layers), states.mask, states.padding_side)
