@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ import uvloop
 
 from loadtest import report
 from loadtest.client import MAX_CONNECTIONS, Client
+from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.scenarios import CapacityError, Plan, Result, compare
 from loadtest.servers import ServerError, running
@@ -57,11 +57,10 @@ def main(
     Everything runs on this machine's loopback interface. Exit codes: 0 done, 1 a server did not start or a request
     failed other than with 429 or 504 (too much load), 2 the arguments or the data cannot be used.
     """
-    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     plan = Plan(concurrency or [1, 8, 64], load or [0.5, 0.8], rounds, seconds, timeout_ms)
     runs = 2 * rounds * (len(plan.concurrencies) + len(plan.loads))
-    _say(f"{runs} runs of {seconds:g} s, about {runs * seconds / 60 + 1:.0f} minutes")
+    say(f"{runs} runs of {seconds:g} s, about {runs * seconds / 60 + 1:.0f} minutes")
     out.mkdir(parents=True, exist_ok=True)
     serve = [sys.executable, "-m", "server.cli", "serve", "--bundle", bundle, "--default-timeout-ms", str(timeout_ms)]
     if base is not None:
@@ -70,7 +69,7 @@ def main(
         samples = read_samples(data, text_column, label_column)
         if join:
             samples = joined(samples, join)
-        _say("starting both servers")
+        say("starting both servers")
         with (
             running([*serve, "--width", "1"], out / "plain.log") as plain,
             running([*serve, "--width", width], out / "fast.log") as fast,
@@ -85,18 +84,18 @@ def main(
                 for width, server in (("1", plain), (width, fast))
             ]
     except DataError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except (ServerError, CapacityError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     finished = report.Report(bundle, data.name, len(samples), describe_machine(), facts[0], facts[1], plan, result)
     report.write(finished, out)
     for warning in finished.warnings:
-        _say(f"warning: the load generator was a bottleneck: {warning}")
-    _say(f"wrote {out / 'report.md'}")
+        say(f"warning: the load generator was a bottleneck: {warning}")
+    say(f"wrote {out / 'report.md'}")
     if result.unexpected_errors:
-        _say(f"error: {result.unexpected_errors} requests failed; the report counts them by status")
+        say(f"error: {result.unexpected_errors} requests failed; the report counts them by status")
         raise typer.Exit(1)
 
 
@@ -105,11 +104,7 @@ async def _drive(
 ) -> Result:
     texts = [sample.text for sample in samples]
     async with Client(plain_port, texts) as plain, Client(fast_port, texts) as fast:
-        return await compare(plain, fast, labels, plan, _say)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        return await compare(plain, fast, labels, plan, say)
 
 
 if __name__ == "__main__":

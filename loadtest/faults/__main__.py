@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import signal
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from loadtest.command import end_on_sigterm, say
 from loadtest.faults import bundles, clients, clock, killed, report
 from loadtest.faults.load import Known, apart, ask
 from loadtest.faults.stage import Finding, SkippedError, Stage
@@ -51,8 +50,7 @@ def main(
     A case that is not run anew stays as the page in OUT has it. Exit codes: 0 every case passed or cannot be run here,
     1 one failed, 2 the arguments or the data cannot be used.
     """
-    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     chosen = only or list(CASES)
     unknown = set(chosen) - set(CASES)
     if unknown:
@@ -63,12 +61,12 @@ def main(
         stage = Stage(_folder_of(bundle), base, data, out, ())
         known = asyncio.run(_known(stage, texts))
     except DataError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except ServerError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
-    _say(f"{len(known)} texts have answers of their own")
+    say(f"{len(known)} texts have answers of their own")
     stage = Stage(stage.bundle, base, data, out, known)
     results = report.read(out)
     for name in chosen:
@@ -77,8 +75,8 @@ def main(
         ordered = {case: results[case] for case in CASES if case in results}
         command = f"python -m loadtest.faults --bundle {Path(bundle).name} --data {data.name} --out OUT"
         report.write(ordered, describe_machine(), command, out)
-        _say(f"{name}: {result.outcome}" + "".join(f"\n  {note}" for note in result.notes))
-    _say(f"wrote {out / report.PAGE}")
+        say(f"{name}: {result.outcome}" + "".join(f"\n  {note}" for note in result.notes))
+    say(f"wrote {out / report.PAGE}")
     if any(results[name]["outcome"] == "failed" for name in chosen):
         raise typer.Exit(1)
 
@@ -108,10 +106,6 @@ def _folder_of(bundle: str) -> Path:
         if (Path(place) / "bundles" / bundle).is_dir():
             return Path(place) / "bundles" / bundle
     raise DataError(f"there is no bundle {bundle}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from loadtest.command import say
 from loadtest.fuzz import report
 from loadtest.fuzz.bodies import generate
 from loadtest.fuzz.drive import CONNECTIONS, Tally, drive
@@ -49,7 +50,7 @@ def main(
     tally = Tally()
     try:
         with running(serve, out / "server.log") as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            _say("Schemathesis")
+            say("Schemathesis")
             before = requests_by_status(read_metrics(server.port))
             conforms = run_schemathesis(server.port, examples, seed, out / "schemathesis.log")
             after = requests_by_status(read_metrics(server.port))
@@ -62,22 +63,18 @@ def main(
                 runner.run(drive(server.port, generate(count, seed), probes, tally))
                 seed += 1
                 memory.append(rss_bytes(server.pid) or 0)
-                _say(f"{tally.requests} requests, {len(tally.failures)} failures")
+                say(f"{tally.requests} requests, {len(tally.failures)} failures")
             seconds = time.monotonic() - began
             # Once more, with nothing else under way.
             runner.run(drive(server.port, [], probes, tally))
             finished = report.Report(bundle, server.info, by_schema, conforms, tally, seconds, CONNECTIONS, memory)
     except ServerError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     report.write(finished, out)
-    _say(f"wrote {out / 'report.md'}")
+    say(f"wrote {out / 'report.md'}")
     if not finished.passed:
         raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

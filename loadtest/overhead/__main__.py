@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 import uvloop
 
 from loadtest.client import MAX_CONNECTIONS
+from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.overhead import report
 from loadtest.overhead.costs import Visit
@@ -47,8 +47,7 @@ def main(
     only. Exit codes: 0 done, 1 a server or a benchmark failed, or a request was not answered, 2 the data cannot be
     used.
     """
-    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     source = ["--bundle", bundle, *(["--base", str(base)] if base is not None else [])]
@@ -77,26 +76,26 @@ def main(
                 visits: dict[str, list[Visit]] = {name: [] for name in servers}
                 for name, (server, engine) in servers.items():
                     runner.run(visit(server, engine, texts, concurrency, seconds, rounds))
-                    _say(f"{name} is warm")
+                    say(f"{name} is warm")
                 for number in range(rounds):
-                    _say(f"round {number + 1} of {rounds}")
+                    say(f"round {number + 1} of {rounds}")
                     offline.append(_alone(source, one, data, text_column, logs))
                     # No server always goes first.
                     for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
                         found = runner.run(visit(server, engine, texts, concurrency, seconds, number))
                         visits[name].append(found)
-                        _say(f"  {name}: {found.rate:.1f} requests/s")
+                        say(f"  {name}: {found.rate:.1f} requests/s")
     except DataError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except (ServerError, PeerError, BenchError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     settings = f"REVMUX_BACKEND={one.info['backend']} REVMUX_DTYPE={one.info['dtype']}"
     asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g} --out OUT"
     command = f"{settings} python -m loadtest.overhead {asked}"
     report.write(Report(command, describe_machine(), concurrency, seconds, offline, visits), out)
-    _say(f"wrote {out / 'overhead.md'}")
+    say(f"wrote {out / 'overhead.md'}")
 
 
 def _alone(source: list[str], server: Server, data: Path, text_column: str | None, logs: Path) -> float:
@@ -107,12 +106,8 @@ def _alone(source: list[str], server: Server, data: Path, text_column: str | Non
     options += ["--backend", info["backend"], "--dtype", info["dtype"], "--device", info["device"]]
     (row,) = measure("width", options, BENCH_ROUNDS, logs / "bench.log")
     rate: float = row["sequences_per_second"]
-    _say(f"  the engine alone: {rate:.1f} sentences/s")
+    say(f"  the engine alone: {rate:.1f} sentences/s")
     return rate
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

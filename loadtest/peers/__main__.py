@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from loadtest.client import MAX_CONNECTIONS
+from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.peers import report
 from loadtest.peers.catalog import PEERS, ours
@@ -50,8 +50,7 @@ def main(
     started is in the table with the reason. Exit codes: 0 done, 1 our own server did not start, 2 the arguments or the
     data cannot be used.
     """
-    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     chosen = {peer.key for peer in PEERS} if only is None else {key.strip() for key in only.split(",")}
     unknown = chosen - {peer.key for peer in PEERS}
     if unknown:
@@ -63,7 +62,7 @@ def main(
     try:
         samples = read_samples(data, text_column, label_column)
         if not (model / "config.json").is_file():
-            _say("exporting the plain model")
+            say("exporting the plain model")
             command = [sys.executable, "-m", "server.cli", "export", "--bundle", bundle, "--out", str(model)]
             call(command + (["--base", str(base)] if base else []), logs / "export.log", EXPORT_SECONDS)
         names = json.loads((model / "config.json").read_text())["id2label"]
@@ -74,21 +73,17 @@ def main(
         contenders = [
             contender
             for peer in peers
-            for contender in line_up(peer, (venvs or out / "venvs") / peer.key, model, sentences, out, _say)
+            for contender in line_up(peer, (venvs or out / "venvs") / peer.key, model, sentences, out, say)
         ]
-        compare(contenders, texts, labels, plan, logs, _say)
+        compare(contenders, texts, labels, plan, logs, say)
     except DataError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except (ServerError, PeerError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     report.write(report.Report(bundle, data.name, len(samples), describe_machine(), plan, contenders), out)
-    _say(f"wrote {out / 'peers.md'}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(f"wrote {out / 'peers.md'}")
 
 
 if __name__ == "__main__":

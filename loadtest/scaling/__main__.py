@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.scaling import engine, report, served
 from loadtest.scaling.part import ENGINE_PARTS, PARTS, SERVED_PARTS, Part
@@ -60,8 +60,7 @@ def main(
     0 done, 1 a server or a benchmark failed, or a request other than with 429 or 504 (too much load), 2 the arguments
     or the data cannot be used.
     """
-    # Unwinds the stack, so that the servers are stopped; the default would leave them running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     chosen = PARTS if only is None else [name.strip() for name in only.split(",")]
     unknown = set(chosen) - set(PARTS)
     if unknown:
@@ -78,7 +77,7 @@ def main(
         texts = [sample.text for sample in read_samples(data, text_column)]
         served.allow_connections(max(grown["connections"]))
         for name in chosen:
-            _say(f"measuring {name}")
+            say(f"measuring {name}")
             if name in ENGINE_PARTS:
                 options = [*source, *asked] if name == "width" else sizes.options(name)
                 found = engine.measure(name, options, rounds, logs / f"{name}.log")
@@ -87,20 +86,20 @@ def main(
                 found = _serve(serve, settings, rounds, seconds, logs)
             else:
                 commands = {options: [*serve, *flags] for options, flags in STARTS.items()}
-                found = served.measure_start(commands, rounds, idle_seconds, logs, _say)
+                found = served.measure_start(commands, rounds, idle_seconds, logs, say)
             command = f"python -m loadtest.scaling --bundle {Path(bundle).name} --data {data.name} --only {name}"
             parts[name] = Part(f"{command} --rounds {rounds} --out OUT", asdict(describe_machine()), found)
             report.write(parts, out)
     except (DataError, served.LimitError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except (ServerError, engine.BenchError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
-    _say(f"wrote {out / report.PAGE}")
+    say(f"wrote {out / report.PAGE}")
     failed = sum(report.unexpected_errors(parts[name]) for name in chosen)
     if failed:
-        _say(f"error: {failed} requests failed; the page counts them by status")
+        say(f"error: {failed} requests failed; the page counts them by status")
         raise typer.Exit(1)
 
 
@@ -112,11 +111,7 @@ def _serve(
         running([*serve, "--width", "max"], logs / "fast.log") as fast,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(served.measure({"plain": plain, "fast": fast}, settings, rounds, seconds, _say))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        return runner.run(served.measure({"plain": plain, "fast": fast}, settings, rounds, seconds, say))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ import typer
 import uvloop
 
 from loadtest.client import Client
+from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.measure import OK
 from loadtest.metrics import read_metrics, requests_by_status
@@ -42,7 +42,7 @@ def main(
     The server takes its other settings from REVMUX_* variables. Exit codes: 0 all promises held, 1 one did not, or the
     server did not start, 2 the data cannot be used.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     serve = [sys.executable, "-m", "server.cli", "serve", "--bundle", bundle, "--default-timeout-ms", str(timeout_ms)]
     try:
@@ -55,16 +55,16 @@ def main(
                 _drive(server, bundle, texts, 60 * minutes, load, timeout_ms, times, capacity_seconds)
             )
     except DataError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     except (ServerError, SoakError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     report.write(finished, out)
-    _say(f"wrote {out / 'soak.md'}")
+    say(f"wrote {out / 'soak.md'}")
     broken = [promise for promise, held in finished.verdicts().items() if not held]
     for promise in broken:
-        _say(f"did not hold: {promise}")
+        say(f"did not hold: {promise}")
     if broken:
         raise typer.Exit(1)
 
@@ -83,7 +83,7 @@ async def _drive(
     async with Client(port, requests, CONNECTIONS, WIRE) as client, Client(port, requests, 8, WIRE) as watcher:
         plain = await learn_labels(watcher, len(texts))
         capacity = await capacity_of(client, len(texts), capacity_seconds)
-        _say(f"capacity {capacity:.0f} requests a second; {load * capacity:.0f} a second for {seconds:.0f} s")
+        say(f"capacity {capacity:.0f} requests a second; {load * capacity:.0f} a second for {seconds:.0f} s")
         before = _counted(port)
         soaked = await soak(client, plain, load * capacity, seconds, server.pid)
         counted = _counted(port) - before
@@ -94,7 +94,7 @@ async def _drive(
         bursted = None
         if times:
             await asyncio.sleep(SETTLE_SECONDS)
-            _say(f"a burst of {times * capacity:.0f} requests a second")
+            say(f"a burst of {times * capacity:.0f} requests a second")
             bursted = await burst(client, watcher, plain, times * capacity, 1.0)
     return report.Report(
         bundle,
@@ -115,10 +115,6 @@ async def _drive(
 
 def _counted(port: int) -> Counter[int]:
     return requests_by_status(read_metrics(port)).get("/classify", Counter())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
