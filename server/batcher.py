@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, 
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Protocol
 
 from revmux_core.batch import Prefilled
@@ -202,8 +203,9 @@ class Batcher:
         ranks = [(terms.priority, self._arrivals + item) for item in range(len(samples))]
         scope = {"any": None, "tenant": terms.tenant, "request": self._arrivals}[self._mux_scope]
         self._arrivals += len(samples)
-        self._adaptive.arrived(new.tokens, loop.time())
-        pending = Pending(loop.create_future(), terms, ranks[0], ranks[-1], loop.time())
+        arrived = monotonic()
+        self._adaptive.arrived(new.tokens, arrived)
+        pending = Pending(loop.create_future(), terms, ranks[0], ranks[-1], arrived)
         self._queue.join(
             terms.tenant,
             [
@@ -264,7 +266,7 @@ class Batcher:
         self._metrics.observe_queue(self._queue.load)
 
     def _next_batch(self) -> tuple[list[_Entry], MuxPlan]:
-        menu = self._adaptive.choose(self._queue.load.tokens, asyncio.get_running_loop().time())
+        menu = self._adaptive.choose(self._queue.load.tokens, monotonic())
         if self._guards.suspended:
             menu = replace(menu, suspended=self._guards.suspended)
         planned = plan_batch(self._queue.head(WINDOW), self._budget, menu, self._engine.packs)
@@ -286,7 +288,7 @@ class Batcher:
         steps = Steps(entries, plan, self._menu)
         tokens = sum(entry.length for entry in entries)
         self._running_tokens += tokens
-        begun = asyncio.get_running_loop().time()
+        begun = monotonic()
         requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
         scores: Scores | None = None
         suspects: Collection[int] = range(len(entries))
@@ -311,7 +313,7 @@ class Batcher:
         if suspects:
             self._retry([entries[number] for number in suspects], failed_alone(steps.points, self._menu.plain))
         self._running_tokens -= tokens
-        ended = asyncio.get_running_loop().time()
+        ended = monotonic()
         seconds, self._last_end = ended - max(begun, self._last_end), ended
         # Not in a `finally`: where the event loop ends this task, no further batch may start.
         self._running.discard(asyncio.current_task())
@@ -339,7 +341,7 @@ class Batcher:
             # What is audited after its answer serves nobody who waits.
             served = (entry for number, entry in enumerate(entries) if number not in going_on and not entry.answered)
             self._speed.observe(sum(entry.length for entry in served), max(seconds, scores.seconds))
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
         for request in requests:
             request.computed(scores.seconds)

@@ -73,21 +73,27 @@ def attributes(span: Any) -> dict[str, Any]:
 def test_a_request_and_its_batch_are_traced(tiny_bundle_path: Path, workers: int) -> None:
     pytest.importorskip("opentelemetry.sdk")
     with collector() as (endpoint, spans), serving(tiny_bundle_path, workers, endpoint) as client:
-        for sampled in ("00", "01"):
+        # Many, because what is late by a part of a millisecond shows in some of them only.
+        for sampled in ("00", *["01"] * 30):
             headers = {"traceparent": f"00-{SENT_TRACE}-{SENT_SPAN}-{sampled}"}
             assert client.post("/classify", json={"input": ["a", "b c"]}, headers=headers).status_code == 200
-        wait_until(lambda: {span.name for span in spans} >= {"POST /classify", "batch"})
-        request, batch = (next(span for span in spans if span.name == name) for name in ("POST /classify", "batch"))
+        wait_until(lambda: len(spans) == 60)
+    requests, batches = ([span for span in spans if span.name == name] for name in ("POST /classify", "batch"))
+    starts = {request.span_id: request.start_time_unix_nano for request in requests}
+    assert all(
+        starts[batch.parent_span_id] <= batch.start_time_unix_nano < batch.end_time_unix_nano for batch in batches
+    )
+    request = requests[0]
+    batch = next(batch for batch in batches if batch.parent_span_id == request.span_id)
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (SENT_TRACE, SENT_SPAN)
     told = attributes(request)
     assert (told["http.route"], told["http.response.status_code"]) == ("/classify", 200)
     assert (told["revmux.items"], told["revmux.tokens"], told["revmux.quality"]) == (2, 7, "fast")
     assert told["revmux.inference_seconds"] > 0
     assert [link.span_id for link in batch.links] == [request.span_id]
-    assert (batch.trace_id, batch.parent_span_id) == (request.trace_id, request.span_id)
+    assert batch.trace_id == request.trace_id
     assert attributes(batch)["revmux.samples"] == 2
     assert attributes(batch)["revmux.points"] == ["n1-l4"]
-    assert request.start_time_unix_nano <= batch.start_time_unix_nano < batch.end_time_unix_nano
 
 
 def test_nothing_is_imported_unless_asked_for() -> None:
