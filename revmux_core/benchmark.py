@@ -119,7 +119,7 @@ def measure_speed(
             prefill=point.prefill,
             sequences_per_second=len(load.samples) / statistics.median(own),
             speedup=median_ratio(plain, own),
-            ideal_speedup=point.ideal_speedup(backbone.num_layers, backbone.last_layer),
+            ideal_speedup=point.ideal_speedup(backbone.num_layers, load.classifier.executor.last_layer),
             over_reference=median_ratio(seconds.get((number, None), plain), own),
         )
 

@@ -184,12 +184,12 @@ class MuxClassifier(nn.Module):
             apart = [track for track in active if self._runs_apart(track)]
             for track in apart:
                 layers = self.adapters_of(track.point).layers(backbone, track.point, lo, hi)
-                track.states = self.executor.run(track.states, layers)
+                track.states = self.executor.run(track.states, layers, self._reads_firsts(hi, [track]))
             shared = [track for track in active if track not in apart]
             if shared:
                 counts = [len(track.states) for track in shared]
                 states = shared[0].states.join([track.states for track in shared[1:]])
-                states = self.executor.run(states, backbone.layers(lo, hi))
+                states = self.executor.run(states, backbone.layers(lo, hi), self._reads_firsts(hi, shared))
                 for track, own_states in zip(shared, states.split(counts), strict=True):
                     track.states = own_states
 
@@ -199,6 +199,17 @@ class MuxClassifier(nn.Module):
             return False
         adapters = self.adapters_of(track.point)
         return adapters.deltas is not None or not track.states.fits(track.prefilled)
+
+    def _reads_firsts(self, layer: int, tracks: Sequence[_Track]) -> bool:
+        """Whether these tracks end before `layer`, and the first position of each is all that is read of them then."""
+        return (
+            layer == self.backbone.num_layers
+            and self.backbone.packs
+            and all(
+                track.words is None and (track.own is None or self.adapters_of(track.point).multiplexer.positionwise)
+                for track in tracks
+            )
+        )
 
     def _pool(self, track: _Track) -> Tensor:
         if track.own is None:

@@ -138,7 +138,7 @@ def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: in
 
     def describe_point(point: OperatingPoint) -> ServedPoint:
         agreement = manifest.measured_agreement.get(point.name)
-        ideal = point.ideal_speedup(backbone.num_layers, backbone.last_layer)
+        ideal = point.ideal_speedup(backbone.num_layers, bundle.classifier.executor.last_layer)
         return ServedPoint(point.name, point.width, point.prefill, ideal, agreement)
 
     def describe_cascade(entry: CascadeEntry) -> ServedCascade:

@@ -86,6 +86,13 @@ class PackingBackbone(Backbone, Protocol):
         """As `embed`, of ids that stand at `positions` `[S, T]` of their texts, from 0 on."""
         ...
 
+    def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: nn.Module) -> Tensor:
+        """What `layer` makes of the positions `at` `[R, K]` of hidden states `[R, T, d]` alone: `[R, K, d]`.
+
+        `mask` `[R, K, T]` is True where one of them (first) reads a position (second).
+        """
+        ...
+
 
 def view(model: PreTrainedModel) -> Backbone:
     """The view that fits `model`, which is put into evaluation mode and frozen.

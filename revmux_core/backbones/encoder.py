@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
@@ -88,6 +89,24 @@ class EncoderBackbone:
         for layer in layers:
             hidden = layer(hidden, attention_mask)
         return hidden
+
+    def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: Any) -> Tensor:
+        # A layer gives every position a query of its own, so here are its modules called one by one.
+        own = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+        distilled = self._family == "distilbert"
+        attention = layer.attention if distilled else layer.attention.self
+        maps = ("q_lin", "k_lin", "v_lin") if distilled else ("query", "key", "value")
+
+        def heads(states: Tensor, name: str) -> Tensor:
+            mapped = getattr(attention, name)(states)
+            return mapped.reshape(states.shape[0], states.shape[1], -1, attention.attention_head_size).transpose(1, 2)
+
+        query, key, value = map(heads, (own, hidden, hidden), maps)
+        read = F.scaled_dot_product_attention(query, key, value, mask.unsqueeze(1)).transpose(1, 2).flatten(2)
+        if distilled:
+            attended = layer.sa_layer_norm(attention.out_lin(read) + own)
+            return layer.output_layer_norm(layer.ffn(attended) + attended)
+        return layer.feed_forward_chunk(layer.attention.output(read, own))
 
     def pool(self, hidden: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
         return hidden[rows] if self.problem.by_word else hidden[rows, 0]

@@ -31,6 +31,11 @@ class Executor(Protocol[Laid]):
         """That of the matrix products: float32, bfloat16 or int8."""
         ...
 
+    @property
+    def last_layer(self) -> float:
+        """`Backbone.last_layer`, of what is computed here of that layer."""
+        ...
+
     def limit(self, points: Collection[OperatingPoint]) -> None:
         """From now on only `points` are run, so layers need no seams where other points multiplex, stop or are left."""
         ...
@@ -47,8 +52,9 @@ class Executor(Protocol[Laid]):
         """The same of states `[T_s, d]` that samples stand at; `mask` `[S, T]` is theirs in a batch of length T."""
         ...
 
-    def run(self, states: Laid, layers: Sequence[nn.Module]) -> Laid:
-        """`layers` in turn."""
+    def run(self, states: Laid, layers: Sequence[nn.Module], firsts: bool) -> Laid:
+        """`layers` in turn. Where `firsts` alone, the first position of each, are read of the outcome, it may be that
+        nothing else is in it."""
         ...
 
     def pool(self, states: Laid, words: Words | None) -> Tensor:

@@ -20,7 +20,7 @@ from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Multiplexing, Piece, Pieces
-from revmux_core.backends.programs import Compiler, Mix, PackedLayers, Program, Shortcut
+from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
@@ -32,6 +32,11 @@ from revmux_core.states import Padded
 POSITION_STEP, SAMPLE_STEP = 64, 16
 """Positions that are mixed together, and samples that are demultiplexed, are padded to multiples of these, for the same
 reason as rows are packed."""
+
+
+LAST_LAYER = 1 / 6
+"""`last_layer` where the first position of a text is all that is read of it: the others have keys and values there,
+2 of the 12 d^2 operations of a layer's maps, and nothing else. What the first ones add is not counted."""
 
 
 class OpenVinoExecutor:
@@ -48,7 +53,7 @@ class OpenVinoExecutor:
         # What does not pack is refused, see `use_backend`.
         self._backbone = cast(PackingBackbone, classifier.backbone)
         self._pieces = Pieces(classifier)
-        self._layers: dict[Piece, Program] = {}
+        self._programs: dict[tuple[type[nn.Module], Piece], Program] = {}
         self._adapters: dict[tuple[type[Adapter], Multiplexer], Program] = {}
         self._compiler = Compiler(dtype)
         self._dtype = dtype
@@ -61,7 +66,7 @@ class OpenVinoExecutor:
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
         self._pieces.limit(points)
-        self._layers.clear()
+        self._programs.clear()
         self._adapters.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
@@ -83,21 +88,40 @@ class OpenVinoExecutor:
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Packed:
         return Packed.of(texts, self._attention_share)
 
-    def run(self, states: Packed, layers: Sequence[nn.Module]) -> Packed:
+    @property
+    def last_layer(self) -> float:
+        return self._backbone.last_layer if self._backbone.problem.by_word else LAST_LAYER
+
+    def run(self, states: Packed, layers: Sequence[nn.Module], firsts: bool) -> Packed:
         states = states.alone()
         frozen = self._pieces.frozen
-        if frozen not in self._layers:
+        if not self._programs:
             # What a plain batch does not need is what the first escalated sample will, when nobody wants to wait.
-            for piece in (frozen, *self._pieces.cut(frozen)):
-                self._program(piece)
-        flat = states.flat
-        for piece in [frozen] if tuple(layers) == frozen else self._pieces.cut(layers):
-            program, output = self._program(piece), torch.empty_like(flat)
-            output[states.layout.positions :] = 0
-            for block in states.layout.blocks:
-                program.run_into(block.rows(output), block.rows(flat), block.segments)
-            flat = output
+            *before, last = self._pieces.cut(frozen)
+            for piece in before:
+                self._layers(piece)
+            for piece in {frozen, last}:
+                self._end(piece) if firsts else self._layers(piece)
+        *before, last = [frozen] if tuple(layers) == frozen else self._pieces.cut(layers)
+        for piece in before:
+            states = self._run(states, piece)
+        return self._run_to_end(states, last) if firsts else self._run(states, last)
+
+    def _run(self, states: Packed, piece: Piece) -> Packed:
+        flat, program = torch.empty_like(states.flat), self._layers(piece)
+        flat[states.layout.positions :] = 0
+        for block in states.layout.blocks:
+            program.run_into(block.rows(flat), block.rows(states.flat), block.segments)
         return replace(states, flat=flat)
+
+    def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
+        """The first positions of all, after a piece that ends with the last layer."""
+        layout, program = states.layout, self._end(piece)
+        firsts = layout.firsts()
+        flat = torch.empty(len(firsts), states.flat.shape[1])
+        for block in layout.blocks:
+            program.run_into(block.grid(flat), block.rows(states.flat), block.segments, block.firsts(firsts))
+        return replace(states, flat=flat, layout=layout.ends())
 
     def pool(self, states: Packed, words: Words | None) -> Tensor:
         if words is not None:
@@ -140,13 +164,11 @@ class OpenVinoExecutor:
     def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
         """`Multiplexer.shortcut` of each, `[S, k]`."""
         layout, parts = states.layout, []
-        pooled, begin = states.flat.index_select(0, layout.firsts()), 0
+        pooled = states.flat.index_select(0, layout.firsts())
         for block in layout.blocks:
-            stop = begin + len(block.segments) * block.texts
-            grid = pooled[begin:stop].view(-1, block.texts, pooled.shape[1])
-            (own,) = self._adapter(Shortcut, multiplexer).run(block.rows(states.flat), block.segments, grid)
+            inputs = block.rows(states.flat), block.segments, block.grid(pooled)
+            (own,) = self._adapter(Shortcut, multiplexer).run(*inputs)
             parts.append(own.flatten(0, 1))
-            begin = stop
         own = parts[0] if len(parts) == 1 else torch.cat(parts)
         return own.index_select(0, torch.from_numpy(layout.cells[states.texts]))
 
@@ -166,11 +188,17 @@ class OpenVinoExecutor:
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
 
-    def _program(self, piece: Piece) -> Program:
-        if piece not in self._layers:
-            module = PackedLayers(self._backbone, piece)
-            self._layers[piece] = self._compiler.compile(module, self._backbone.hidden_size)
-        return self._layers[piece]
+    def _layers(self, piece: Piece) -> Program:
+        return self._program(piece, PackedLayers)
+
+    def _end(self, piece: Piece) -> Program:
+        return self._program(piece, PackedEnd)
+
+    def _program(self, piece: Piece, kind: type[PackedLayers] | type[PackedEnd]) -> Program:
+        if (kind, piece) not in self._programs:
+            module = kind(self._backbone, piece)
+            self._programs[kind, piece] = self._compiler.compile(module, self._backbone.hidden_size)
+        return self._programs[kind, piece]
 
     def _adapter(self, kind: type[Adapter], multiplexer: Multiplexer) -> Program:
         if (kind, multiplexer) not in self._adapters:

@@ -22,12 +22,24 @@ Index = np.ndarray
 class Block:
     """Rows of one length: they stand at `begin` of the flattened rows, and hold `texts` texts each, or fewer.
 
-    `segments` `[rows, length]` numbers the text of its row that a position is of, 1, 2, ...; 0 is padding.
+    `segments` `[rows, length]` numbers the text of its row that a position is of, 1, 2, ...; 0 is padding. `cells` are
+    those of `Layout` that are in these rows.
     """
 
     begin: int
     texts: int
     segments: Tensor
+    cells: slice
+
+    def grid(self, by_cell: Tensor) -> Tensor:
+        """Of what there is for every cell, `[cells, ...]`, that of these rows, `[rows, texts, ...]`."""
+        return by_cell[self.cells].unflatten(0, (len(self.segments), self.texts))
+
+    def firsts(self, by_cell: Tensor) -> Tensor:
+        """Of `Layout.firsts` where in these rows they are, `[rows, texts]`; anywhere in cells without a text."""
+        rows, length = self.segments.shape
+        begins = self.begin + length * torch.arange(rows).unsqueeze(1)
+        return (self.grid(by_cell) - begins).clamp_(max=length - 1)
 
     def rows(self, flat: Tensor) -> Tensor:
         """Of states `[F, d]` of all positions those of this block, `[rows, length, d]`."""
@@ -56,7 +68,7 @@ class Layout:
     def of(cls, lengths: Sequence[int], attention_share: float) -> Self:
         """As `pack` has them, see there."""
         starts, cells, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
-        shapes: list[tuple[int, int, int, int]] = []
+        shapes: list[tuple[int, int, int, int, slice]] = []
         begin = places = 0
         for packing in pack(lengths, attention_share):
             texts = max(map(len, packing.rows))
@@ -65,17 +77,18 @@ class Layout:
                 for nth, text in enumerate(members):
                     starts[text], cells[text], numbers[text] = at, places + row * texts + nth, nth + 1
                     at += lengths[text]
-            shapes.append((begin, texts, len(packing.rows), packing.length))
+            own = slice(places, places + len(packing.rows) * texts)
+            shapes.append((begin, texts, len(packing.rows), packing.length, own))
             begin += packing.positions
-            places += len(packing.rows) * texts
+            places = own.stop
         sizes, first = np.array(lengths), np.array(starts)
         counted = within(sizes)
         held = np.repeat(first, sizes) + counted
         segments = np.zeros(begin, dtype=np.int64)
         segments[held] = np.repeat(np.array(numbers), sizes)
         blocks = tuple(
-            Block(start, texts, torch.from_numpy(segments[start : start + rows * length].reshape(rows, length)))
-            for start, texts, rows, length in shapes
+            Block(start, texts, torch.from_numpy(segments[start : start + rows * length].reshape(rows, length)), own)
+            for start, texts, rows, length, own in shapes
         )
         return cls(blocks, begin, attention_share, sizes, first, np.array(cells), held, counted)
 
@@ -90,9 +103,14 @@ class Layout:
 
     def firsts(self) -> Tensor:
         """The first position of each text, by cell; a zero one, see `Packed`, in cells without a text."""
-        firsts = np.full(sum(len(block.segments) * block.texts for block in self.blocks), self.positions)
+        firsts = np.full(self.blocks[-1].cells.stop, self.positions)
         firsts[self.cells] = self.starts
         return torch.from_numpy(firsts)
+
+    def ends(self) -> Layout:
+        """That of the first positions alone, by cell. They are in no rows: nothing is run on them any more."""
+        ones, places = np.ones_like(self.lengths), self.blocks[-1].cells.stop
+        return Layout((), places, self.attention_share, ones, self.cells, self.cells, self.cells, ones - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,7 +31,11 @@ class PaddedExecutor:
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Padded:
         return Padded.of(texts, mask, self._backbone.padding_side)
 
-    def run(self, states: Padded, layers: Sequence[nn.Module]) -> Padded:
+    @property
+    def last_layer(self) -> float:
+        return self._backbone.last_layer
+
+    def run(self, states: Padded, layers: Sequence[nn.Module], firsts: bool) -> Padded:
         return Padded(self.run_rows(states.hidden, states.mask, layers), states.mask, states.padding_side)
 
     def run_rows(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
+from revmux_core.backbones import PackingBackbone
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Layers, Multiplexing, check_outputs, example_states
 
 TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
@@ -35,6 +37,23 @@ class PackedLayers(Layers):
     def forward(self, hidden: Tensor, segments: Tensor) -> Tensor:
         """Rows `[R, T, d]`; `segments` `[R, T]` numbers the text that a position is of."""
         return super().forward(hidden, segments.unsqueeze(2) == segments.unsqueeze(1))
+
+
+class PackedEnd(nn.Module):
+    """Neighbouring layers that end with the model's last one, after which only some positions of the rows are read."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, segments: Tensor, at: Tensor) -> Tensor:
+        """Rows and `segments` as in `PackedLayers`, to the states of the positions `at` `[R, K]`: `[R, K, d]`."""
+        *before, last = self.layers
+        if before:
+            hidden = self._backbone.run(hidden, segments.unsqueeze(2) == segments.unsqueeze(1), before)
+        mask = segments.gather(1, at).unsqueeze(2) == segments.unsqueeze(1)
+        return self._backbone.run_at(hidden, at, mask, last)
 
 
 class Mix(Adapter):
@@ -115,7 +134,7 @@ class Compiler:
         decoder = TorchScriptPythonDecoder(traced)
         model = frontend.convert(frontend.load(decoder))
         model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
-        if self._quantizes and isinstance(module, PackedLayers | Mix):
+        if self._quantizes and isinstance(module, PackedLayers | PackedEnd | Mix):
             _quantize(model)
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
         program = Program(request)
@@ -163,6 +182,8 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
     if isinstance(module, Demultiplexing):
         own = module.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach()
         return hidden[:count, :1].contiguous(), own, mask[:, :1].contiguous()
+    if isinstance(module, PackedEnd):
+        return hidden, mask, torch.tensor([[0, length - 1, length // 2]]).repeat(len(hidden), 1)
     return hidden, mask
 
 
@@ -177,7 +198,8 @@ def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> 
     with torch.no_grad():
         outputs = module(*example)
     expected = (outputs,) if isinstance(outputs, Tensor) else outputs
-    tolerance = min(TOLERANCE * (len(module.layers) if isinstance(module, Layers) else 1), HIGHEST_TOLERANCE)
+    layers = len(module.layers) if isinstance(module, Layers | PackedEnd) else 1
+    tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
     check_outputs("openvino", program.run(*example), expected, mask, tolerance)
 

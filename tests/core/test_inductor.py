@@ -50,7 +50,7 @@ def test_layers_are_pytorchs_whatever_the_shape(compiled: Bundle) -> None:
     layers = classifier.backbone.layers(0, classifier.backbone.num_layers)
     for rows, length in [(1, 2), (1, 40), (2, 2), (3, 64), (17, 17), (32, 32)]:
         hidden, mask = _states(compiled, rows, length)
-        found = classifier.executor.run(Padded(hidden, mask, "right"), layers).hidden
+        found = classifier.executor.run(Padded(hidden, mask, "right"), layers, False).hidden
         expected = classifier.backbone.run(hidden, mask, layers)
         held = mask.bool()
         torch.testing.assert_close(found[held], expected[held], atol=1e-3, rtol=1e-3)

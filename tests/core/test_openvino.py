@@ -48,12 +48,14 @@ def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: lis
     # As well where some of those that are laid out together go on, and in another order.
     part = Packed.of(texts, 0.1).split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
     for packed, rows in ((Packed.of(texts, 0.1), slice(None)), (part, slice(len(texts) // 2, None))):
-        found = executor.run(packed, layers).padded()
+        found = executor.run(packed, layers, False).padded()
         longest = found.hidden.shape[1]
         assert torch.equal(found.mask, padded.mask[rows, :longest])
         shorter = expected[rows, :longest]
         own = held[rows, :longest]
         torch.testing.assert_close(found.hidden[own], shorter[own], atol=1e-3, rtol=1e-3)
+        firsts = executor.pool(executor.run(packed, layers, True), None)
+        torch.testing.assert_close(firsts, expected[rows, 0], atol=1e-3, rtol=1e-3)
 
 
 def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
