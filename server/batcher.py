@@ -171,7 +171,7 @@ class Batcher:
                 for item, rank in enumerate(ranks)
             ],
         )
-        if not self._dispatch_due and self._device_wants_more():
+        if not self._dispatch_due and self._device_wants_more(queued.tokens + new.tokens):
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
             self._dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch, context=self._context)
@@ -191,7 +191,9 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        while (self._retries or len(self._queue) or len(self._audits)) and self._device_wants_more():
+        while self._retries or len(self._queue) or len(self._audits):
+            if not self._device_wants_more(self._queue.load.tokens):
+                break
             if self._retries:
                 entries, plan = self._retries.popleft()
             elif len(self._audits) >= AUDITS_HELD or not len(self._queue):
@@ -231,10 +233,9 @@ class Batcher:
         planned = plan_batch(due, self._budget, self._menu, self._engine.packs)
         return self._audits.take(planned.members), planned.plan
 
-    def _device_wants_more(self) -> bool:
-        if not self._running:
-            return True
-        return len(self._running) == 1 and self._queue.load.tokens >= self._budget
+    def _device_wants_more(self, waiting: int) -> bool:
+        """Whether a batch may be handed over while so many tokens wait."""
+        return not self._running or (len(self._running) == 1 and waiting >= self._budget)
 
     async def _run(self, entries: list[Entry], plan: MuxPlan, full: bool) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
@@ -295,7 +296,7 @@ class Batcher:
             served = (entry for number, entry in enumerate(entries) if number not in going_on and not entry.answered)
             self._speed.observe(sum(entry.length for entry in served), max(seconds, scores.seconds))
         now = monotonic()
-        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
+        answered: list[tuple[OperatingPoint, Cascade | None, bool]] = []
         for request in requests:
             request.inference_seconds += scores.seconds
         for number, (entry, point, cascade) in enumerate(zip(entries, steps.points, steps.cascades, strict=True)):
@@ -309,7 +310,7 @@ class Batcher:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
                 self._guards.observe(cascade.width, True, True)
             if not entry.answered:
-                answered[point, cascade, escalated] += 1
+                answered.append((point, cascade, escalated))
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
         # After the requests that were answered have gone on: nobody waits for what is counted.
@@ -320,10 +321,10 @@ class Batcher:
         samples: int,
         steps: Steps,
         scores: Scores,
-        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]],
+        answered: list[tuple[OperatingPoint, Cascade | None, bool]],
     ) -> None:
         self._metrics.observe_batch(samples, steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
-        for (point, cascade, escalated), count in answered.items():
+        for (point, cascade, escalated), count in Counter(answered).items():
             self._metrics.observe_answers(point, cascade, escalated, count)
 
     def _retry(self, suspects: Sequence[Entry], alone: bool) -> None:

@@ -108,7 +108,8 @@ class FairQueue(Generic[Entry]):
         return Load(items, tokens)
 
     def load_of(self, tenant: str) -> Load:
-        return self._lines[tenant].load if tenant in self._lines else Load(0, 0)
+        line = self._lines.get(tenant)
+        return Load(0, 0) if line is None else line.load
 
     def tokens_before(self, tenant: str, priority: int, new: int) -> int:
         """Tokens that are due before the last of `new` ones of this tenant and priority, should they join now.
