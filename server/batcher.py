@@ -43,8 +43,8 @@ AUDITS_HELD = 32
 server that is never idle would never be audited."""
 
 REPORT_SECONDS = 0.1
-"""How far the exported length of the queue may be behind. Nobody reads it as often as it changes, which is with every
-request and every batch."""
+"""How far the exported length of the queue may be behind in growing. It grows with every request, and nobody reads it
+as often; what leaves it, in batches or withdrawn, is exported at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ class Batcher:
         self._context = Context()
         self._dispatch_due = False
         self._report_due = False
+        self._growth_due = False
         self._arrivals = 0
         self._speed = Speed(tokens_per_second)
         self._running_tokens = 0
@@ -175,13 +176,17 @@ class Batcher:
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
             self._dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch, context=self._context)
-        self._changed()
+        if not self._growth_due:
+            self._growth_due = True
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_growth)
         return pending
 
     def withdraw(self, pending: Pending[Promise]) -> None:
         """Takes what still waits of a request out of the queue: answered, expired, failed, or its client is gone."""
         self._queue.leave(pending.tenant, pending.first, pending.last)
-        self._changed()
+        if not self._report_due:
+            self._report_due = True
+            asyncio.get_running_loop().call_soon(self._report)
 
     async def close(self) -> None:
         """Waits for the batches that run. Whoever closes sees to it that no request waits any more."""
@@ -208,17 +213,15 @@ class Batcher:
             task = asyncio.get_running_loop().create_task(self._run(entries, plan, full))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            self._changed()
-
-    def _changed(self) -> None:
-        """Has what waits exported, which is another amount now."""
-        if not self._report_due:
-            self._report_due = True
-            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)
+        self._report()
 
     def _report(self) -> None:
         self._report_due = False
         self._metrics.observe_queue(self._queue.load)
+
+    def _report_growth(self) -> None:
+        self._growth_due = False
+        self._report()
 
     def _next_batch(self) -> tuple[list[Entry], MuxPlan]:
         menu = self._adaptive.choose(self._queue.load.tokens, monotonic())
