@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from revmux_core.errors import RevmuxError
 
@@ -28,6 +28,8 @@ class OperatingPoint:
     width: int
     prefill: int
     upper: tuple[int, ...]
+    name: str = field(init=False, repr=False, compare=False)
+    """A file-system friendly name: `n2-l3-u3.4.5` is width 2, prefill 3, upper layers 3, 4 and 5."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -38,6 +40,9 @@ class OperatingPoint:
             raise ValueError(f"upper layers must ascend from the prefill depth {self.prefill}, got {self.upper}")
         if not self.prefill and not self.upper:
             raise ValueError("a point must run at least one layer")
+        upper = ".".join(map(str, self.upper))
+        # Once and not whenever it is asked for: every answer is sent with it.
+        object.__setattr__(self, "name", f"n{self.width}-l{self.prefill}" + (f"-u{upper}" if upper else ""))
 
     @classmethod
     def plain(cls, num_layers: int) -> OperatingPoint:
@@ -65,12 +70,6 @@ class OperatingPoint:
             return cls(int(width), int(prefill), tuple(map(int, upper.split("."))) if upper else ())
         except ValueError as error:
             raise RevmuxError(f"{name} names no operating point: {error}") from error
-
-    @property
-    def name(self) -> str:
-        """A file-system friendly name: `n2-l3-u3.4.5` is width 2, prefill 3, upper layers 3, 4 and 5."""
-        upper = ".".join(map(str, self.upper))
-        return f"n{self.width}-l{self.prefill}" + (f"-u{upper}" if upper else "")
 
     def kind(self, num_layers: int) -> str:
         """`multiplexed`, `early exit` or `plain`, in a model of `num_layers` layers."""

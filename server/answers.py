@@ -13,7 +13,7 @@ from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
 
 
-class Terms(msgspec.Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True, array_like=True):
     """What a request asks for beside its samples, the `tenant` it comes from, and the seconds that it has left.
 
     `trace` is its span, see `server.traces.current_trace`.

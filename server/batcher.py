@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from revmux_core.batch import Prefilled
 from revmux_core.cascade import Cascade
@@ -22,13 +24,16 @@ from server.answers import Answer, Answers, Terms
 from server.errors import DeviceLost, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Guards
 from server.metrics import Metrics
+from server.pending import Audit, Entry, Pending, Promise
 from server.planner import Menu, MuxScope, plan_batch
-from server.queue import FairQueue, Rank, WaitingQueue
+from server.queue import FairQueue, WaitingQueue
 from server.retries import failed_alone, halves
 from server.steps import Steps
 from server.traces import record_batch, tracing
 
 logger = logging.getLogger(__name__)
+
+Given = TypeVar("Given", bound=Promise)
 
 WINDOW = 1024
 """Entries at the head of the queue that a batch is chosen from. It bounds planning to about a millisecond."""
@@ -36,6 +41,10 @@ WINDOW = 1024
 AUDITS_HELD = 32
 """Audits that wait for an idle device. As many at once are a batch worth running while others wait: without it a
 server that is never idle would never be audited."""
+
+REPORT_SECONDS = 0.1
+"""How far the exported length of the queue may be behind in growing. It grows with every request, and nobody reads it
+as often; what leaves it, in batches or withdrawn, is exported at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,72 +79,6 @@ class BatchEngine(Protocol):
         ...
 
 
-class Pending:
-    """An admitted request. `answers` resolves to `Answers`, or to the error that its batch or its owner set."""
-
-    __slots__ = ("_arrived", "_inference_seconds", "_items", "_missing", "answers", "first", "last", "tenant", "trace")
-
-    def __init__(self, answers: asyncio.Future[Answers], terms: Terms, first: Rank, last: Rank, arrived: float) -> None:
-        self.answers = answers
-        self.tenant, self.trace = terms.tenant, terms.trace
-        self.first, self.last = first, last
-        self._arrived = arrived
-        self._items: dict[int, Answer] = {}
-        self._missing = last[1] - first[1] + 1
-        self._inference_seconds = 0.0
-
-    def computed(self, seconds: float) -> None:
-        """Counts a batch that held samples of this request."""
-        self._inference_seconds += seconds
-
-    def resolve(self, item: int, answer: Answer, now: float) -> None:
-        self._items[item] = answer
-        self._missing -= 1
-        if self._missing == 0 and not self.answers.done():
-            items = [self._items[i] for i in range(len(self._items))]
-            waited = max(now - self._arrived - self._inference_seconds, 0.0)
-            self.answers.set_result(Answers(items, waited, self._inference_seconds))
-
-    def fail(self, error: Exception) -> None:
-        if not self.answers.done():
-            self.answers.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Audit:
-    """What was answered, or would have been: its logits, at which width, and by a certified cascade or fast."""
-
-    logits: list[float]
-    width: int
-    guaranteed: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One waiting sample of a request: its tokens or, where its answer is audited, its states and where it goes on.
-
-    An audited sample ends on the plain path whatever a point says; once it is `answered`, only the comparison is left
-    to do.
-    """
-
-    request: Pending
-    item: int
-    sample: Tokens | Prefilled
-    length: int
-    max_width: int
-    guaranteed: bool
-    audited: bool
-    scope: Hashable
-    rank: Rank
-    resumes_at: OperatingPoint | None = None
-    audit: _Audit | None = None
-    answered: bool = False
-
-    @property
-    def start(self) -> int:
-        return self.sample.depth if isinstance(self.sample, Prefilled) else 0
-
-
 class Batcher:
     """Belongs to one event loop. `menu` is all that is served, `adaptive` what of it the load calls for.
 
@@ -166,14 +109,15 @@ class Batcher:
         self._metrics = metrics
         self._guards = guards
         self._mux_scope = mux_scope
-        self._queue: FairQueue[_Entry] = FairQueue()
-        self._audits: WaitingQueue[_Entry] = WaitingQueue()
-        self._retries: deque[tuple[list[_Entry], MuxPlan]] = deque()
+        self._queue: FairQueue[Entry] = FairQueue()
+        self._audits: WaitingQueue[Entry] = WaitingQueue()
+        self._retries: deque[tuple[list[Entry], MuxPlan]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         # A batch is of many requests, so it must not take the context, and with that the log lines, of one.
         self._context = Context()
         self._dispatch_due = False
         self._report_due = False
+        self._growth_due = False
         self._arrivals = 0
         self._speed = Speed(tokens_per_second)
         self._running_tokens = 0
@@ -186,50 +130,58 @@ class Batcher:
         """What waits for the device now."""
         return self._queue.load
 
-    def submit(self, samples: Sequence[Tokens], terms: Terms) -> Pending:
+    def submit(self, samples: Sequence[Tokens], terms: Terms) -> Pending[asyncio.Future[Answers]]:
+        """`admit` for one who awaits the answers."""
+        return self.admit(samples, terms, asyncio.get_running_loop().create_future())
+
+    def admit(self, samples: Sequence[Tokens], terms: Terms, answers: Given) -> Pending[Given]:
         """Admits a request of one or more samples.
 
         Raises `QueueFull` where the limits do not let it in, `QueueTooLong` where it would hardly be answered in time.
         """
-        queued, new = self._queue.load, Load(len(samples), sum(map(len, samples)))
-        if not self._limits.admit(queued, self._queue.load_of(terms.tenant), new):
+        lengths = list(map(len, samples))
+        tenant, queued, new = terms.tenant, self._queue.load, Load(len(samples), sum(lengths))
+        if not self._limits.admit(queued, self._queue.load_of(tenant), new):
             raise QueueFull(retry_after(queued.tokens / self._speed.tokens_per_second))
-        before = self._running_tokens + self._queue.tokens_before(terms.tenant, terms.priority, new.tokens)
+        before = self._running_tokens + self._queue.tokens_before(tenant, terms.priority, new.tokens)
         excess = excess_wait(before + new.tokens, self._speed, terms.timeout)
         # With nobody before it a request is tried: what its time is too short for is told it once that is over.
         if before and excess > 0:
             raise QueueTooLong(retry_after(excess))
-        loop = asyncio.get_running_loop()
-        ranks = [(terms.priority, self._arrivals + item) for item in range(len(samples))]
-        scope = {"any": None, "tenant": terms.tenant, "request": self._arrivals}[self._mux_scope]
+        first = self._arrivals
         self._arrivals += len(samples)
+        scope = tenant if self._mux_scope == "tenant" else first if self._mux_scope == "request" else None
+        ranks = [(terms.priority, number) for number in range(first, self._arrivals)]
         arrived = monotonic()
         self._adaptive.arrived(new.tokens, arrived)
-        pending = Pending(loop.create_future(), terms, ranks[0], ranks[-1], arrived)
+        pending = Pending(answers, terms, ranks[0], ranks[-1], arrived)
         self._queue.join(
-            terms.tenant,
+            tenant,
             [
-                _Entry(
+                Entry(
                     request=pending,
                     item=item,
-                    sample=tokens,
-                    length=len(tokens),
+                    sample=samples[item],
+                    length=lengths[item],
                     max_width=terms.max_width,
                     guaranteed=terms.guaranteed,
                     audited=self._guards.draw(),
                     scope=scope,
                     rank=rank,
                 )
-                for item, (tokens, rank) in enumerate(zip(samples, ranks, strict=True))
+                for item, rank in enumerate(ranks)
             ],
         )
-        if not self._dispatch_due:
+        if not self._dispatch_due and self._device_wants_more(queued.tokens + new.tokens):
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
             self._dispatch_due = True
-            loop.call_soon(self._dispatch, context=self._context)
+            asyncio.get_running_loop().call_soon(self._dispatch, context=self._context)
+        if not self._growth_due:
+            self._growth_due = True
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_growth)
         return pending
 
-    def withdraw(self, pending: Pending) -> None:
+    def withdraw(self, pending: Pending[Promise]) -> None:
         """Takes what still waits of a request out of the queue: answered, expired, failed, or its client is gone."""
         self._queue.leave(pending.tenant, pending.first, pending.last)
         if not self._report_due:
@@ -244,7 +196,9 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        while (self._retries or len(self._queue) or len(self._audits)) and self._device_wants_more():
+        while self._retries or len(self._queue) or len(self._audits):
+            if not self._device_wants_more(self._queue.load.tokens):
+                break
             if self._retries:
                 entries, plan = self._retries.popleft()
             elif len(self._audits) >= AUDITS_HELD or not len(self._queue):
@@ -265,31 +219,34 @@ class Batcher:
         self._report_due = False
         self._metrics.observe_queue(self._queue.load)
 
-    def _next_batch(self) -> tuple[list[_Entry], MuxPlan]:
+    def _report_growth(self) -> None:
+        self._growth_due = False
+        self._report()
+
+    def _next_batch(self) -> tuple[list[Entry], MuxPlan]:
         menu = self._adaptive.choose(self._queue.load.tokens, monotonic())
         if self._guards.suspended:
             menu = replace(menu, suspended=self._guards.suspended)
         planned = plan_batch(self._queue.head(WINDOW), self._budget, menu, self._engine.packs)
         return self._queue.take(planned.members), planned.plan
 
-    def _next_audits(self) -> tuple[list[_Entry], MuxPlan]:
+    def _next_audits(self) -> tuple[list[Entry], MuxPlan]:
         # One alone, so that whoever arrives meanwhile waits no longer than that.
         due = self._audits.head(WINDOW if len(self._audits) >= AUDITS_HELD else 1)
         planned = plan_batch(due, self._budget, self._menu, self._engine.packs)
         return self._audits.take(planned.members), planned.plan
 
-    def _device_wants_more(self) -> bool:
-        if not self._running:
-            return True
-        return len(self._running) == 1 and self._queue.load.tokens >= self._budget
+    def _device_wants_more(self, waiting: int) -> bool:
+        """Whether a batch may be handed over while so many tokens wait."""
+        return not self._running or (len(self._running) == 1 and waiting >= self._budget)
 
-    async def _run(self, entries: list[_Entry], plan: MuxPlan, full: bool) -> None:
+    async def _run(self, entries: list[Entry], plan: MuxPlan, full: bool) -> None:
         """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
         steps = Steps(entries, plan, self._menu)
-        tokens = sum(entry.length for entry in entries)
+        tokens = steps.tokens
         self._running_tokens += tokens
         begun = monotonic()
-        requests = dict.fromkeys(entry.request for entry in entries if not entry.answered)
+        requests = dict.fromkeys([entry.request for entry in entries if not entry.answered])
         scores: Scores | None = None
         suspects: Collection[int] = range(len(entries))
         try:
@@ -342,9 +299,9 @@ class Batcher:
             served = (entry for number, entry in enumerate(entries) if number not in going_on and not entry.answered)
             self._speed.observe(sum(entry.length for entry in served), max(seconds, scores.seconds))
         now = monotonic()
-        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]] = Counter()
+        answered: list[tuple[OperatingPoint, Cascade | None, bool]] = []
         for request in requests:
-            request.computed(scores.seconds)
+            request.inference_seconds += scores.seconds
         for number, (entry, point, cascade) in enumerate(zip(entries, steps.points, steps.cascades, strict=True)):
             if number in going_on or number in suspects:
                 continue
@@ -356,7 +313,7 @@ class Batcher:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
                 self._guards.observe(cascade.width, True, True)
             if not entry.answered:
-                answered[point, cascade, escalated] += 1
+                answered.append((point, cascade, escalated))
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
         # After the requests that were answered have gone on: nobody waits for what is counted.
@@ -367,13 +324,13 @@ class Batcher:
         samples: int,
         steps: Steps,
         scores: Scores,
-        answered: Counter[tuple[OperatingPoint, Cascade | None, bool]],
+        answered: list[tuple[OperatingPoint, Cascade | None, bool]],
     ) -> None:
         self._metrics.observe_batch(samples, steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
-        for (point, cascade, escalated), count in answered.items():
+        for (point, cascade, escalated), count in Counter(answered).items():
             self._metrics.observe_answers(point, cascade, escalated, count)
 
-    def _retry(self, suspects: Sequence[_Entry], alone: bool) -> None:
+    def _retry(self, suspects: Sequence[Entry], alone: bool) -> None:
         """Tries those in halves that a batch failed on, or fails the request of one that it failed on `alone`."""
         awaited = [entry for entry in suspects if not entry.answered and not entry.request.answers.done()]
         if alone:
@@ -382,13 +339,13 @@ class Batcher:
             for half in halves(awaited, self._menu):
                 self._retries.append(([awaited[position] for position in half.members], half.plan))
 
-    def _fail(self, requests: Iterable[Pending], kind: type[InferenceFailed] | type[DeviceLost]) -> None:
+    def _fail(self, requests: Iterable[Pending[Promise]], kind: type[InferenceFailed] | type[DeviceLost]) -> None:
         for request in requests:
             request.fail(kind())
             self.withdraw(request)
 
     def _audit(
-        self, entry: _Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, logits: list[float]
+        self, entry: Entry, point: OperatingPoint, cascade: Cascade | None, states: Prefilled, logits: list[float]
     ) -> bool:
         """Keeps a sample, answered with `logits` at `point`, for the plain path; whether its request waits for that.
 
@@ -398,8 +355,10 @@ class Batcher:
             return True
         width = point.width if cascade is None else cascade.width
         suspended = cascade is not None and width in self._guards.suspended
-        audit = _Audit(logits, width, cascade is not None)
-        audited = replace(entry, sample=states, resumes_at=self._menu.plain, audit=audit, answered=not suspended)
+        audit = Audit(logits, width, cascade is not None)
+        audited = msgspec.structs.replace(
+            entry, sample=states, start=states.depth, resumes_at=self._menu.plain, audit=audit, answered=not suspended
+        )
         if suspended:
             self._queue.join(entry.request.tenant, [audited])
         else:

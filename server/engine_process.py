@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,14 +14,14 @@ import uvloop
 from revmux_core.errors import RevmuxError
 from revmux_core.plan import Tokens
 from server import __version__
-from server.answers import Answers, Terms
-from server.batcher import Pending
+from server.answers import Answers
 from server.channel import Channel
 from server.child import END, RELOAD, SupervisorLine
 from server.errors import DeviceLost, QueueFull, QueueTooLong
 from server.loading import Loaded, bundle_reader
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
+from server.pending import Pending
 from server.swap import HotSwap
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class FrontEnd(Channel[ToEngine]):
     def __init__(self, switch: Switch) -> None:
         super().__init__(msgspec.msgpack.Decoder(ToEngine))
         self._switch = switch
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int, Pending[Reply]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -108,41 +107,60 @@ class FrontEnd(Channel[ToEngine]):
         if self.transport is not None:
             self.transport.resume_reading()
 
+    def ended(self, number: int, message: Answered | Failed | None) -> None:
+        """Sends what request `number` is told in the end, if anything."""
+        del self._pending[number]
+        if message is None:
+            return
+        try:
+            self.send(message)
+        except FrameError:
+            logger.exception("the answers to a request are lost")
+            self.send(Failed(number))
+
     def _submit(self, message: Submit) -> None:
         samples = [Tokens(*fields) for fields in message.samples]
-        terms = Terms(
-            message.max_width, message.priority, message.guaranteed, message.tenant, message.timeout, message.trace
-        )
+        reply = Reply(self, message.number)
         try:
-            pending = self._served.batcher.submit(samples, terms)
+            self._pending[message.number] = self._served.batcher.admit(samples, message.terms, reply)
         except QueueFull as error:
             self.send(Refused(message.number, error.seconds, isinstance(error, QueueTooLong)))
-            return
-        self._pending[message.number] = pending
-        pending.answers.add_done_callback(partial(self._answer, message.number))
 
     def _withdraw(self, number: int) -> None:
         pending = self._pending.pop(number, None)
         if pending is not None:
-            pending.answers.cancel()
+            pending.answers.withdraw()
             self._served.batcher.withdraw(pending)
 
-    def _answer(self, number: int, done: asyncio.Future[Answers]) -> None:
-        if self._pending.pop(number, None) is None:
-            return
-        error = done.exception()
-        if error is not None:
-            # Where the device is lost this process ends, and the front end words that.
-            if not isinstance(error, DeviceLost):
-                self.send(Failed(number))
-            return
-        answers = done.result()
+
+class Reply:
+    """Tells `front_end` what becomes of its request `number`, unless that is withdrawn before: the promise that the
+    batcher is given. A future would do the same with a callback, and a turn of the event loop, for every request."""
+
+    __slots__ = ("_front_end", "_number")
+
+    def __init__(self, front_end: FrontEnd, number: int) -> None:
+        self._front_end: FrontEnd | None = front_end
+        self._number = number
+
+    def done(self) -> bool:
+        return self._front_end is None
+
+    def withdraw(self) -> None:
+        self._front_end = None
+
+    def set_result(self, answers: Answers) -> None:
         items = [(answer.logits, answer.probs, answer.point.name, answer.escalated) for answer in answers.items]
-        try:
-            self.send(Answered(number, items, answers.queue_seconds, answers.inference_seconds))
-        except FrameError:
-            logger.exception("answers to %d samples are lost", len(items))
-            self.send(Failed(number))
+        self._end(Answered(self._number, items, answers.queue_seconds, answers.inference_seconds))
+
+    def set_exception(self, error: Exception) -> None:
+        # Where the device is lost this process ends, and the front end words that.
+        self._end(None if isinstance(error, DeviceLost) else Failed(self._number))
+
+    def _end(self, message: Answered | Failed | None) -> None:
+        front_end, self._front_end = self._front_end, None
+        assert front_end is not None
+        front_end.ended(self._number, message)
 
 
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:

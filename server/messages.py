@@ -6,6 +6,7 @@ import struct
 
 import msgspec
 
+from server.answers import Terms
 from server.facts import Facts
 
 MAX_FRAME = 64 * 2**20
@@ -21,12 +22,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     number: int
     samples: list[tuple[list[int], list[int] | None, list[int] | None]]
-    max_width: int
-    priority: int
-    guaranteed: bool
-    tenant: str
-    timeout: float
-    trace: str | None = None
+    terms: Terms
 
 
 class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -99,18 +95,24 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that `data` completes, still encoded. Raises `FrameError` for one that is too large."""
-        held = self._held
-        held += data
+        stream: bytes | bytearray = data
+        if self._held:
+            # Not in new bytes: a long message comes in many pieces.
+            self._held += data
+            stream = self._held
         frames = []
         start = 0
-        while len(held) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(held, start)
+        while len(stream) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(stream, start)
             if length > MAX_FRAME:
                 raise FrameError(f"a message of {length} bytes is larger than {MAX_FRAME}")
             stop = start + _LENGTH.size + length
-            if len(held) < stop:
+            if len(stream) < stop:
                 break
-            frames.append(bytes(held[start + _LENGTH.size : stop]))
+            frames.append(bytes(stream[start + _LENGTH.size : stop]))
             start = stop
-        del held[:start]
+        if stream is data:
+            self._held += data[start:]
+        else:
+            del self._held[:start]
         return frames

@@ -186,7 +186,10 @@ def group_samples(waiting: Sequence[Sample], chosen: Iterable[int], menu: Menu) 
     for start in sorted({waiting[position].start for position in members}):
         left = [position for position in members if waiting[position].start == start]
         for point in points:
-            able = [position for position in left if menu.allows(waiting[position], point)]
+            # The last one is the plain path, which is always open.
+            able = left
+            if point is not points[-1]:
+                able = [position for position in left if menu.allows(waiting[position], point)]
             taken = _whole_composites(waiting, able, point.width)
             if taken:
                 groups.append(Group(point, tuple(range(len(rows), len(rows) + len(taken))), start))
@@ -230,7 +233,8 @@ def _nearest(waiting: Sequence[Sample], budget: int, menu: Menu) -> list[int]:
     chosen: list[int] = []
     longest = 0
     shares = work = 0.0
-    for position in sorted(range(len(waiting)), key=lambda position: abs(waiting[position].length - head)):
+    distances = [abs(sample.length - head) for sample in waiting]
+    for position in sorted(range(len(waiting)), key=distances.__getitem__):
         sample = waiting[position]
         length = sample.length
         share = known.of(sample)

@@ -48,19 +48,22 @@ class WaitingQueue(Generic[Entry]):
         if not self._entries or self._entries[-1].rank[0] <= priority:
             return self.tokens
         stop = bisect_left(self._entries, (priority + 1, 0), key=_rank)
-        return sum(entry.length for entry in self._entries[:stop])
+        return _tokens(self._entries[:stop])
 
     def join(self, entries: Sequence[Entry]) -> None:
         """Adds one request's entries, in ascending rank."""
-        at = bisect_left(self._entries, entries[0].rank, key=_rank)
-        self._entries[at:at] = entries
-        self.tokens += sum(entry.length for entry in entries)
+        if not self._entries or self._entries[-1].rank < entries[0].rank:
+            self._entries += entries
+        else:
+            at = bisect_left(self._entries, entries[0].rank, key=_rank)
+            self._entries[at:at] = entries
+        self.tokens += _tokens(entries)
 
     def leave(self, first: Rank, last: Rank) -> None:
         """Removes what still waits of the request whose entries have the ranks `first` to `last`."""
         start = bisect_left(self._entries, first, key=_rank)
         stop = bisect_right(self._entries, last, key=_rank)
-        self.tokens -= sum(entry.length for entry in self._entries[start:stop])
+        self.tokens -= _tokens(self._entries[start:stop])
         del self._entries[start:stop]
 
     def head(self, count: int) -> list[Entry]:
@@ -73,7 +76,7 @@ class WaitingQueue(Generic[Entry]):
         gone = set(positions)
         depth = max(positions) + 1
         self._entries[:depth] = [self._entries[i] for i in range(depth) if i not in gone]
-        self.tokens -= sum(entry.length for entry in taken)
+        self.tokens -= _tokens(taken)
         return taken
 
 
@@ -95,6 +98,9 @@ class FairQueue(Generic[Entry]):
 
     @property
     def load(self) -> Load:
+        if len(self._lines) == 1:
+            (line,) = self._lines.values()
+            return line.load
         items = tokens = 0
         for line in self._lines.values():
             items += len(line)
@@ -102,7 +108,8 @@ class FairQueue(Generic[Entry]):
         return Load(items, tokens)
 
     def load_of(self, tenant: str) -> Load:
-        return self._lines[tenant].load if tenant in self._lines else Load(0, 0)
+        line = self._lines.get(tenant)
+        return Load(0, 0) if line is None else line.load
 
     def tokens_before(self, tenant: str, priority: int, new: int) -> int:
         """Tokens that are due before the last of `new` ones of this tenant and priority, should they join now.
@@ -112,11 +119,11 @@ class FairQueue(Generic[Entry]):
         """
         own = self._lines[tenant].tokens_before(priority) if tenant in self._lines else 0
         clock = self._clocks[tenant] if tenant in self._lines else max(self._clocks.get(tenant, 0), self._now)
-        return own + sum(
-            min(line.tokens, max(clock + own + new - self._clocks[name], 0))
-            for name, line in self._lines.items()
-            if name != tenant
-        )
+        before = own
+        for name, line in self._lines.items():
+            if name != tenant:
+                before += min(line.tokens, max(clock + own + new - self._clocks[name], 0))
+        return before
 
     def join(self, tenant: str, entries: Sequence[Entry]) -> None:
         """Adds one request's entries, in ascending rank."""
@@ -133,30 +140,43 @@ class FairQueue(Generic[Entry]):
 
     def head(self, count: int) -> list[Entry]:
         """The first `count` entries in the order in which they are due; they stay in the queue."""
+        if len(self._lines) == 1:
+            (line,) = self._lines.values()
+            return line.head(count)
         return [entry for _, _, entry in self._due(count)]
 
     def take(self, positions: Sequence[int]) -> list[Entry]:
         """Removes and returns the entries at `positions` of `head`, in that order."""
-        due = self._due(max(positions) + 1)
-        taken: dict[str, list[int]] = {}
-        for position in positions:
-            tenant, place, _ = due[position]
-            taken.setdefault(tenant, []).append(place)
-        for tenant, places in taken.items():
-            gone = self._lines[tenant].take(places)
-            self._clocks[tenant] += sum(entry.length for entry in gone)
+        if len(self._lines) == 1:
+            tenants = list(self._lines)
+            entries = self._take(tenants[0], positions)
+        else:
+            due = self._due(max(positions) + 1)
+            taken: dict[str, list[int]] = {}
+            for position in positions:
+                tenant, place, _ = due[position]
+                taken.setdefault(tenant, []).append(place)
+            for tenant, places in taken.items():
+                self._take(tenant, places)
+            tenants = list(taken)
+            entries = [due[position][2] for position in positions]
         waiting = [self._clocks[tenant] for tenant, line in self._lines.items() if len(line)]
         # Where nobody is left waiting, nobody is owed anything for what ran alone.
         self._now = max(self._now, min(waiting) if waiting else max(self._clocks.values()))
-        for tenant in taken:
+        for tenant in tenants:
             self._forget(tenant)
-        return [due[position][2] for position in positions]
+        return entries
+
+    def _take(self, tenant: str, places: Sequence[int]) -> list[Entry]:
+        """Takes the entries at `places` of one tenant's line, for which its clock goes on."""
+        line = self._lines[tenant]
+        before = line.tokens
+        entries = line.take(places)
+        self._clocks[tenant] += before - line.tokens
+        return entries
 
     def _due(self, count: int) -> list[tuple[str, int, Entry]]:
         """The first `count` entries, each with its tenant and its place in that tenant's line."""
-        if len(self._lines) == 1:
-            ((tenant, line),) = self._lines.items()
-            return [(tenant, place, entry) for place, entry in enumerate(line.head(count))]
         heads = {tenant: line.head(count) for tenant, line in self._lines.items()}
         clocks = [(self._clocks[tenant], tenant, 0) for tenant in heads]
         heapify(clocks)
@@ -179,3 +199,7 @@ class FairQueue(Generic[Entry]):
 
 def _rank(entry: Ranked) -> Rank:
     return entry.rank
+
+
+def _tokens(entries: Sequence[Ranked]) -> int:
+    return sum([entry.length for entry in entries])

@@ -70,15 +70,13 @@ class RemoteBatcher(Channel[ToFrontEnd]):
         if self.slow:
             raise QueueFull(1)
         self._submitted += 1
+        if abs(terms.priority) > HIGHEST_PRIORITY:
+            priority = min(max(terms.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY)
+            terms = msgspec.structs.replace(terms, priority=priority)
         message = Submit(
             number=self._submitted,
             samples=[(tokens.ids, tokens.type_ids, tokens.words) for tokens in samples],
-            max_width=terms.max_width,
-            priority=min(max(terms.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY),
-            guaranteed=terms.guaranteed,
-            tenant=terms.tenant,
-            timeout=terms.timeout,
-            trace=terms.trace,
+            terms=terms,
         )
         try:
             self.send(message)

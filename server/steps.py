@@ -104,8 +104,9 @@ class Steps:
         return self.step
 
     def _count(self) -> None:
+        members = self.step.members
         for group in self.step.plan.groups:
             for member in group.members:
-                self.points[self.step.members[member]] = group.point
-        self.tokens += sum(self._samples[number].length for number in self.step.members)
+                self.points[members[member]] = group.point
+        self.tokens += sum([self._samples[number].length for number in members])
         self.composites += self.step.plan.composites

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import messages
+from server.answers import Terms
 from server.messages import (
     Answered,
     Failed,
@@ -29,11 +30,15 @@ message = st.one_of(
         Submit,
         numbers,
         st.lists(st.tuples(ids, st.none() | ids, st.none() | ids), max_size=4),
-        numbers,
-        st.integers(-(2**31), 2**31),
-        st.booleans(),
-        st.text(max_size=5),
-        st.floats(0),
+        st.builds(
+            Terms,
+            numbers,
+            st.integers(-(2**31), 2**31),
+            st.booleans(),
+            st.text(max_size=5),
+            st.floats(0),
+            st.none() | st.text(max_size=5),
+        ),
     ),
     st.builds(Withdraw, numbers),
     st.builds(
@@ -70,7 +75,7 @@ def test_what_is_too_large_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPa
     whole = bytes(stream)
     monkeypatch.setattr(messages, "MAX_FRAME", 20)
     with pytest.raises(FrameError):
-        append_frame(stream, Submit(2, [([7] * 50, None, None)], 1, 0, False, "", 1.0))
+        append_frame(stream, Submit(2, [([7] * 50, None, None)], Terms(1)))
     assert stream == whole
     reader = FrameReader()
     assert len(reader.feed(whole)) == 1
