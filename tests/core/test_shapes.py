@@ -64,6 +64,9 @@ def test_every_width_of_a_shape_is_measured(shape: Shape, backend: BackendName) 
     classifier = random_classifier(shape, [2, 4], half, torch.device("cpu"), torch.float32, backend)
     [speeds] = measure_speed([Load(classifier, random_tokens(8, 16), 0, 128)], classifier.points, 1)
     ideal = [1, 4 / 3, 1.6]
+    if backend == "openvino":
+        # Of the last of two layers a text's keys and values alone, a sixth.
+        ideal = [1, 7 / (6 + 1 / 2), 7 / (6 + 1 / 4)]
     if shape.family == "t5":
         # Two of 3.75 layers alone: the decoder's three project 2 d^2 each, an encoder layer has 8 d^2.
         ideal = [1, 3.75 / (2 + 1.75 / 2), 3.75 / (2 + 1.75 / 4)]
