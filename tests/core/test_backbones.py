@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from revmux_core.backbones import Backbone, UnsupportedModelError, view
+from revmux_core.backbones import Backbone, PackingBackbone, UnsupportedModelError, encoder, view
 from revmux_core.backbones.words import LABEL_WORDS, prompt_ids, set_prompt
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import make_multiplexer
@@ -141,6 +141,22 @@ def test_a_token_head_reads_every_position_as_the_untouched_model_does(family: s
         assert torch.equal(run(backbone, ids, mask, 1), expected)
     assert backbone.problem.by_word
     assert backbone.head_modules == ["classifier"]
+
+
+@pytest.mark.parametrize("family", encoder.FAMILIES)
+def test_a_layer_makes_of_some_positions_what_it_makes_of_all(family: str) -> None:
+    backbone = cast(PackingBackbone, view(make(family)))
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 9, 32, generator=generator)
+    # Which of two texts of its row a position is of.
+    segments = torch.tensor([[1] * 4 + [2] * 5, [1] * 6 + [2] * 3])
+    at = torch.tensor([[0, 4, 8], [6, 5, 0]])
+    (layer,) = backbone.layers(1, 2)
+    with torch.inference_mode():
+        every = backbone.run(hidden, segments.unsqueeze(2) == segments.unsqueeze(1), [layer])
+        mask = segments.gather(1, at).unsqueeze(2) == segments.unsqueeze(1)
+        some = backbone.run_at(hidden, at, mask, layer)
+    torch.testing.assert_close(some, every.gather(1, at.unsqueeze(2).expand(-1, -1, 32)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
