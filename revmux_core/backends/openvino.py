@@ -96,12 +96,13 @@ class OpenVinoExecutor:
         states = states.alone()
         frozen = self._pieces.frozen
         if not self._programs:
-            # What a plain batch does not need is what the first escalated sample will, when nobody wants to wait.
+            # What this batch does not need is what the first escalated sample will, when nobody wants to wait.
             *before, last = self._pieces.cut(frozen)
             for piece in before:
                 self._layers(piece)
-            for piece in {frozen, last}:
-                self._end(piece) if firsts else self._layers(piece)
+            end = self._layers if self._backbone.problem.by_word else self._end
+            for piece in (frozen, last):
+                end(piece)
         *before, last = [frozen] if tuple(layers) == frozen else self._pieces.cut(layers)
         for piece in before:
             states = self._run(states, piece)

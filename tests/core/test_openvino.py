@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from revmux_core.backends.openvino import OpenVinoExecutor
 from revmux_core.backends.packed import Packed
+from revmux_core.backends.programs import Compiler, Program
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
@@ -24,6 +26,7 @@ from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
 from revmux_core.multiplexing import METHODS
 from revmux_core.plan import Group, MuxPlan
+from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 from tests.core.test_methods import build
 from tests.tiny import assert_same_answers, random_samples
@@ -56,6 +59,38 @@ def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: lis
         torch.testing.assert_close(found.hidden[own], shorter[own], atol=1e-3, rtol=1e-3)
         firsts = executor.pool(executor.run(packed, layers, True), None)
         torch.testing.assert_close(firsts, expected[rows, 0], atol=1e-3, rtol=1e-3)
+
+
+def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that is warmed up from its cheapest point on, no client waits for a compiler."""
+    made: list[type[nn.Module]] = []
+    compile_module = Compiler.compile
+
+    def count(compiler: Compiler, module: nn.Module, size: int) -> Program:
+        made.append(type(module))
+        return compile_module(compiler, module, size)
+
+    monkeypatch.setattr(Compiler, "compile", count)
+    bundle = load_bundle("sst2-minilm", backend="openvino")
+    classifier, pad_id = bundle.classifier, bundle.tokenizer.pad_id
+    leaves = OperatingPoint.parse("n1-l3")
+    classifier.executor.limit([leaves, classifier.plain])
+    samples = bundle.tokenizer([("a gripping film", None)])
+    group = Group(leaves, (0,))
+    outcome = classifier(collate(samples, MuxPlan((group,)), pad_id))
+    assert sorted(kind.__name__ for kind in made) == [
+        "Demultiplexing",
+        "PackedEnd",
+        "PackedEnd",
+        "PackedLayers",
+        "Shortcut",
+    ]
+    made.clear()
+    classifier(
+        collate([outcome.prefilled(group, 0)], MuxPlan((Group(classifier.plain, (0,), leaves.prefill),)), pad_id)
+    )
+    classifier(collate(samples, MuxPlan((Group(classifier.plain, (0,)),)), pad_id))
+    assert not made
 
 
 def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Path) -> None:
