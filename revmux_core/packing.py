@@ -6,15 +6,19 @@ Pure: no torch.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
 
 ROW_LENGTH = 128
-"""Positions that a row aims at. A text attends within its row, so much longer ones cost more than padding does."""
+"""Positions of the longest rows of texts no longer than that. A text attends within its row, so longer rows cost more
+than the padding that they save."""
 
-LENGTH_STEP = 8
-"""Rows are padded to multiples of this."""
+SHORTEST_ROWS = 64
+"""Shorter rows would save little attention, and make many shapes."""
+
+CAPACITY_STEP, LENGTH_STEP = 16, 8
+"""What rows may hold is a multiple of the first, and what they hold is padded to one of the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,49 +37,53 @@ def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
     """Rows for texts of these lengths, all of them at least 1.
 
     `attention_share` is what one position more in the row adds to a position's cost, as a share of what it costs
-    without attention: 1/(6 d) for an encoder layer of hidden size d, whose linear maps are 24 d^2 operations a position
-    and whose attention is 4 d for every position of the row. Texts of unlike lengths get rows of their own kind, one
-    `Packing` for each multiple of `ROW_LENGTH`, so that short ones do not pay for long rows; but what long ones leave
-    free is filled with short ones. O(n log n).
+    without attention. Texts of unlike lengths get rows of their own kind, one `Packing` for each multiple of
+    `ROW_LENGTH`, so that short ones do not pay for long rows; but what long ones leave free is filled with short ones.
+    Of all the rows' possible lengths the one that costs least is taken: O(n^2) steps at worst, of which all but
+    O(n log n) are the insertions into a list.
     """
     waiting = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     packings = []
     while waiting:
-        kind = -(-lengths[waiting[0]] // ROW_LENGTH)
-        own = [number for number in waiting if lengths[number] > (kind - 1) * ROW_LENGTH]
-        least = -(-sum(lengths[number] for number in own) // (kind * ROW_LENGTH))
-        counts = sorted({least, min(least + 1, len(own)), len(own)})
+        longest = lengths[waiting[0]]
+        most = -(-longest // ROW_LENGTH) * ROW_LENGTH
+        own = [number for number in waiting if lengths[number] > most - ROW_LENGTH]
+        least = max(-(-longest // CAPACITY_STEP) * CAPACITY_STEP, SHORTEST_ROWS)
         rows, length = min(
-            (_balance(own, lengths, count) for count in counts),
+            (_rows(own, lengths, capacity) for capacity in range(least, most + 1, CAPACITY_STEP)),
             key=lambda choice: len(choice[0]) * choice[1] * (1 + choice[1] * attention_share),
         )
-        waiting = _fill(rows, length, waiting[len(own) :], lengths)
+        waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
     return packings
 
 
-def _balance(texts: Sequence[int], lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
-    """`count` rows of `texts`, longest first, each put where least is (Graham 1969), and their length."""
-    rows: list[list[int]] = [[] for _ in range(count)]
-    fills = [(0, row) for row in range(count)]
-    for number in texts:
-        fill, row = fills[0]
-        rows[row].append(number)
-        heapreplace(fills, (fill + lengths[number], row))
-    longest, _ = max(fills)
+def _rows(texts: Sequence[int], lengths: Sequence[int], capacity: int) -> tuple[list[list[int]], int]:
+    """Rows of `texts`, longest first, of up to `capacity` positions each, and their length."""
+    rows: list[list[int]] = []
+    _fit(texts, lengths, capacity, rows, grows=True)
+    longest = max(sum(lengths[number] for number in row) for row in rows)
     return rows, -(-longest // LENGTH_STEP) * LENGTH_STEP
 
 
-def _fill(rows: list[list[int]], length: int, texts: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Puts of `texts`, longest first, what fits into what `rows` leave free; returns the others."""
-    fills = [(sum(lengths[number] for number in row), place) for place, row in enumerate(rows)]
-    heapify(fills)
+def _fit(texts: Sequence[int], lengths: Sequence[int], capacity: int, rows: list[list[int]], grows: bool) -> list[int]:
+    """Puts each of `texts`, longest first, into the row that it leaves least free (best fit decreasing, Johnson 1974).
+
+    Where there is no room for one a row is added to `rows` if it `grows`; else that text is among those returned.
+    """
+    free = sorted((capacity - sum(lengths[number] for number in row), place) for place, row in enumerate(rows))
     others = []
     for number in texts:
-        fill, place = fills[0]
-        if fill + lengths[number] <= length:
-            rows[place].append(number)
-            heapreplace(fills, (fill + lengths[number], place))
+        length = lengths[number]
+        tightest = bisect_left(free, (length,))
+        if tightest < len(free):
+            room, place = free.pop(tightest)
+        elif grows:
+            room, place = capacity, len(rows)
+            rows.append([])
         else:
             others.append(number)
+            continue
+        rows[place].append(number)
+        insort(free, (room - length, place))
     return others

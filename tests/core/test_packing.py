@@ -18,13 +18,20 @@ def test_every_text_stands_in_one_row_that_holds_it(lengths: list[int]) -> None:
         assert sum(lengths[text] for text in row) <= length
 
 
-@given(st.lists(st.integers(1, ROW_LENGTH // 2), min_size=1, max_size=60))
-def test_short_texts_leave_no_more_free_than_a_row_and_a_few_positions_each(lengths: list[int]) -> None:
+@given(st.lists(st.integers(1, ROW_LENGTH), min_size=1, max_size=60))
+def test_no_two_rows_of_short_texts_would_fit_into_one(lengths: list[int]) -> None:
     (packing,) = pack(lengths, 1 / 2304)
-    # Rows are balanced: the longest is at most one text ahead of the others.
-    free = packing.positions - sum(lengths)
-    assert free < len(packing.rows) * (LENGTH_STEP + max(lengths))
-    assert packing.length < ROW_LENGTH + LENGTH_STEP + max(lengths)
+    fills = sorted(sum(lengths[text] for text in row) for row in packing.rows)
+    assert packing.length <= ROW_LENGTH
+    assert fills[-1] > packing.length - LENGTH_STEP
+    assert sum(fills[:2]) > packing.length or len(fills) == 1
+
+
+@given(st.lists(st.integers(1, ROW_LENGTH), min_size=1, max_size=60))
+def test_the_more_attention_costs_the_shorter_are_the_rows(lengths: list[int]) -> None:
+    (cheap,), (dear,) = (pack(lengths, share) for share in (0.0, 1 / 400))
+    assert dear.length <= cheap.length
+    assert cheap.positions <= dear.positions
 
 
 def test_mixed_lengths_leave_next_to_nothing_free() -> None:
@@ -32,4 +39,4 @@ def test_mixed_lengths_leave_next_to_nothing_free() -> None:
     packings = pack(lengths, 1 / 2304)
     assert sum(packing.positions for packing in packings) < 1.05 * sum(lengths)
     # The short ones did not pay for the long ones' rows: they fill what those leave free, or have rows of their own.
-    assert min(packing.length for packing in packings) <= ROW_LENGTH + LENGTH_STEP
+    assert min(packing.length for packing in packings) <= ROW_LENGTH
