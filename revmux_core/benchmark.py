@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from revmux_core.backends.base import Executor
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
@@ -28,7 +30,9 @@ class Speed:
 
     `speedup` is over the plain path, the median of the rounds' own ratios; `ideal_speedup` is that of the layer compute
     alone (`OperatingPoint.ideal_speedup`). `over_reference` is the speed-up over the plain path in PyTorch on the same
-    weights: in float32 beside OpenVINO, else in the backend's own precision.
+    weights: in float32 beside OpenVINO, else in the backend's own precision. `adapter_share` is the share of the time
+    that went to multiplexing and demultiplexing: were they free, the speed-up would be `speedup / (1 - adapter_share)`.
+    It is None on a GPU, which does them later than it is told to.
     """
 
     point: str
@@ -38,6 +42,7 @@ class Speed:
     speedup: float
     ideal_speedup: float
     over_reference: float
+    adapter_share: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +94,42 @@ class Load:
         run_all(self.classifier, self.samples, point, self.pad_id, self.batch_tokens)
 
 
+class _Watched:
+    """Stands in for an executor, and adds up the `seconds` in which it multiplexes and demultiplexes."""
+
+    def __init__(self, executor: Executor[Any]) -> None:
+        self._executor = executor
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executor, name)
+
+    def multiplex(self, *inputs: Any) -> Any:
+        return self._timed(self._executor.multiplex, *inputs)
+
+    def demultiplex(self, *inputs: Any) -> Any:
+        return self._timed(self._executor.demultiplex, *inputs)
+
+    def _timed(self, call: Callable[..., Any], *inputs: Any) -> Any:
+        started = time.perf_counter()
+        outcome = call(*inputs)
+        self.seconds += time.perf_counter() - started
+        return outcome
+
+
+@contextmanager
+def _watching(classifiers: Iterable[MuxClassifier]) -> Iterator[None]:
+    """Has their executors watched."""
+    executors = {classifier: classifier.executor for classifier in classifiers}
+    for classifier, executor in executors.items():
+        classifier.executor = cast(Executor[Any], _Watched(executor))
+    try:
+        yield
+    finally:
+        for classifier, executor in executors.items():
+            classifier.executor = executor
+
+
 def measure_speed(
     loads: Sequence[Load],
     points: Iterable[OperatingPoint],
@@ -103,12 +144,24 @@ def measure_speed(
     """
     measured = dict.fromkeys([*points, loads[0].classifier.plain])
     contenders: dict[tuple[int, OperatingPoint | None], Callable[[], object]] = {}
+    adapters: dict[tuple[int, OperatingPoint], list[float]] = {}
+
+    def run(number: int, point: OperatingPoint) -> None:
+        load = loads[number]
+        watched = cast(_Watched, load.classifier.executor)
+        before = watched.seconds
+        load.run(point)
+        adapters.setdefault((number, point), []).append(watched.seconds - before)
+
     for number, load in enumerate(loads):
-        contenders |= {(number, point): partial(load.run, point) for point in measured}
+        contenders |= {(number, point): partial(run, number, point) for point in measured}
         if not isinstance(load.classifier.executor, EagerExecutor):
             reference = replace(load, classifier=MuxClassifier(load.classifier.backbone, {}))
             contenders[number, None] = partial(reference.run, reference.classifier.plain)
-    seconds = time_in_turn(contenders, rounds, progress)
+    with _watching(load.classifier for load in loads):
+        seconds = time_in_turn(contenders, rounds, progress)
+
+    on_gpu = next(loads[0].classifier.parameters()).device.type == "cuda"
 
     def speed(number: int, load: Load, point: OperatingPoint) -> Speed:
         backbone = load.classifier.backbone
@@ -121,6 +174,8 @@ def measure_speed(
             speedup=median_ratio(plain, own),
             ideal_speedup=point.ideal_speedup(backbone.num_layers, load.classifier.executor.last_layer),
             over_reference=median_ratio(seconds.get((number, None), plain), own),
+            # Without the round that warmed up.
+            adapter_share=None if on_gpu else median_ratio(adapters[number, point][1:], own),
         )
 
     return [[speed(number, load, point) for point in measured] for number, load in enumerate(loads)]

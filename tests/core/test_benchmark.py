@@ -45,4 +45,6 @@ def test_every_combination_of_a_shape_is_timed() -> None:
         for width in (1, 2)
     ]
     assert all(row["sequences_per_second"] > 0 for row in report["widths"])
+    for row in report["widths"]:
+        assert 0 < row["adapter_share"] < 1 if row["width"] == 2 else row["adapter_share"] == 0
     assert 0 < report["plain_share_of_matrix_rate"] < 1
