@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 ROW_LENGTH = 128
 """Positions of the longest rows of texts no longer than that. A text attends within its row, so longer rows cost more
@@ -33,7 +34,9 @@ class Packing:
         return len(self.rows) * self.length
 
 
-def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
+# A batch's rows are asked for twice: to lay its texts out, and to count the positions that were computed.
+@lru_cache(maxsize=16)
+def pack(lengths: tuple[int, ...], attention_share: float) -> tuple[Packing, ...]:
     """Rows for texts of these lengths, all of them at least 1.
 
     `attention_share` is what one position more in the row adds to a position's cost, as a share of what it costs
@@ -55,7 +58,7 @@ def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
         )
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
-    return packings
+    return tuple(packings)
 
 
 def _rows(texts: Sequence[int], lengths: Sequence[int], capacity: int) -> tuple[list[list[int]], int]:

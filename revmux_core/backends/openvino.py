@@ -74,7 +74,7 @@ class OpenVinoExecutor:
         self._adapters.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
-        return sum(packing.positions for packing in pack(lengths, self._attention_share))
+        return sum(packing.positions for packing in pack(tuple(lengths), self._attention_share))
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Packed:
         layout = Layout.of(mask.sum(dim=1).tolist(), self._attention_share)

@@ -70,7 +70,7 @@ class Layout:
         starts, cells, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
         shapes: list[tuple[int, int, int, int, slice]] = []
         begin = places = 0
-        for packing in pack(lengths, attention_share):
+        for packing in pack(tuple(lengths), attention_share):
             texts = max(map(len, packing.rows))
             for row, members in enumerate(packing.rows):
                 at = begin + row * packing.length
