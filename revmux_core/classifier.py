@@ -135,9 +135,9 @@ class MuxClassifier(nn.Module):
             for track, *rows in zip(tracks, pooled.split(sizes), logits.split(sizes), strict=True)
         ]
         return Outcome(
-            logits[batch.place],
-            pooled[batch.place],
-            _cat(confidences)[batch.place],
+            logits.index_select(0, batch.place),
+            pooled.index_select(0, batch.place),
+            _cat(confidences).index_select(0, batch.place),
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
             {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 ROW_LENGTH = 128
 """Positions of the longest rows of texts no longer than that. A text attends within its row, so longer rows cost more
@@ -34,9 +33,7 @@ class Packing:
         return len(self.rows) * self.length
 
 
-# A batch's rows are asked for twice: to lay its texts out, and to count the positions that were computed.
-@lru_cache(maxsize=16)
-def pack(lengths: tuple[int, ...], attention_share: float) -> tuple[Packing, ...]:
+def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
     """Rows for texts of these lengths, all of them at least 1.
 
     `attention_share` is what one position more in the row adds to a position's cost, as a share of what it costs
@@ -58,7 +55,7 @@ def pack(lengths: tuple[int, ...], attention_share: float) -> tuple[Packing, ...
         )
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
-    return tuple(packings)
+    return packings
 
 
 def _rows(texts: Sequence[int], lengths: Sequence[int], capacity: int) -> tuple[list[list[int]], int]:

@@ -25,7 +25,7 @@ from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
-from revmux_core.packing import LENGTH_STEP, pack
+from revmux_core.packing import LENGTH_STEP
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 
@@ -74,17 +74,18 @@ class OpenVinoExecutor:
         self._adapters.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
-        return sum(packing.positions for packing in pack(tuple(lengths), self._attention_share))
+        return Layout.of(tuple(lengths), self._attention_share).positions
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Packed:
-        layout = Layout.of(mask.sum(dim=1).tolist(), self._attention_share)
-        held = mask.bool()
+        # In NumPy, whose small operations take a fraction of PyTorch's.
+        held = mask.numpy().astype(bool)
+        layout = Layout.of(tuple(held.sum(axis=1).tolist()), self._attention_share)
 
         def spread(values: np.ndarray, fill: int) -> Tensor:
             return layout.spread(values, fill).view(-1, LENGTH_STEP)
 
-        placed = spread(ids[held].numpy(), int(ids[0, 0]))
-        placed_types = None if type_ids is None else spread(type_ids[held].numpy(), 0)
+        placed = spread(ids.numpy()[held], int(ids[0, 0]))
+        placed_types = None if type_ids is None else spread(type_ids.numpy()[held], 0)
         flat = self._backbone.embed_packed(placed, spread(layout.within, 0), placed_types).flatten(0, 1)
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
@@ -122,18 +123,16 @@ class OpenVinoExecutor:
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
         """The first positions of all, after a piece that ends with the last layer."""
         layout, program = states.layout, self._end(piece)
-        firsts = layout.firsts()
+        firsts = layout.firsts
         flat = torch.empty(len(firsts), states.flat.shape[1])
         for block in layout.blocks:
             program.run_into(block.grid(flat), block.rows(states.flat), block.segments, block.firsts(firsts))
-        return replace(states, flat=flat, layout=layout.ends())
+        return replace(states, flat=flat, layout=layout.ends)
 
     def pool(self, states: Packed, words: Words | None) -> Tensor:
         if words is not None:
             return states.read(words)
-        firsts = states.firsts()
-        rows = torch.arange(len(firsts))
-        return self._backbone.pool(firsts, rows, torch.ones(len(firsts), 1, dtype=torch.long))
+        return states.firsts().squeeze(1)
 
     def multiplex(self, multiplexer: Multiplexer, states: Packed) -> tuple[Packed, Tensor, Tensor]:
         if not multiplexer.positionwise or self._backbone.problem.by_word:
@@ -169,7 +168,7 @@ class OpenVinoExecutor:
     def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
         """`Multiplexer.shortcut` of each, `[S, k]`."""
         layout, parts = states.layout, []
-        pooled = states.flat.index_select(0, layout.firsts())
+        pooled = states.flat.index_select(0, layout.firsts)
         for block in layout.blocks:
             inputs = block.rows(states.flat), block.segments, block.grid(pooled)
             (own,) = self._adapter(Shortcut, multiplexer).run(*inputs)
@@ -181,7 +180,7 @@ class OpenVinoExecutor:
         """`Multiplexer.multiplex`, laid out as its composites will be run."""
         width = multiplexer.width
         lengths, starts = states.lengths.reshape(-1, width), states.starts.reshape(-1, width)
-        layout = Layout.of(lengths.max(axis=1).tolist(), self._attention_share)
+        layout = Layout.of(tuple(lengths.max(axis=1).tolist()), self._attention_share)
         count = -(-(layout.positions + LENGTH_STEP) // POSITION_STEP) * POSITION_STEP
         source = np.full((count, width), states.layout.positions)
         within = layout.within[:, None]

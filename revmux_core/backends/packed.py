@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -46,7 +47,7 @@ class Block:
         return flat[self.begin : self.begin + self.segments.numel()].unflatten(0, self.segments.shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Where texts stand in the rows of some blocks, flattened one after the other to `positions` of them.
 
@@ -65,12 +66,13 @@ class Layout:
     within: Index
 
     @classmethod
-    def of(cls, lengths: Sequence[int], attention_share: float) -> Self:
-        """As `pack` has them, see there."""
+    @lru_cache(maxsize=64)
+    def of(cls, lengths: tuple[int, ...], attention_share: float) -> Self:
+        """As `pack` has them, see there. Kept, as most texts alone are as long as one before."""
         starts, cells, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
         shapes: list[tuple[int, int, int, int, slice]] = []
         begin = places = 0
-        for packing in pack(tuple(lengths), attention_share):
+        for packing in pack(lengths, attention_share):
             texts = max(map(len, packing.rows))
             for row, members in enumerate(packing.rows):
                 at = begin + row * packing.length
@@ -101,12 +103,14 @@ class Layout:
         spread[self.held] = values
         return torch.from_numpy(spread)
 
+    @cached_property
     def firsts(self) -> Tensor:
         """The first position of each text, by cell; a zero one, see `Packed`, in cells without a text."""
         firsts = np.full(self.blocks[-1].cells.stop, self.positions)
         firsts[self.cells] = self.starts
         return torch.from_numpy(firsts)
 
+    @cached_property
     def ends(self) -> Layout:
         """That of the first positions alone, by cell. They are in no rows: nothing is run on them any more."""
         ones, places = np.ones_like(self.lengths), self.blocks[-1].cells.stop
@@ -138,7 +142,7 @@ class Packed:
     @classmethod
     def _laid_out(cls, flat: Tensor, starts: Index, lengths: Index, attention_share: float) -> Self:
         """Texts of these `lengths` that begin at `starts` of `flat`, whose last position is zero."""
-        layout = Layout.of(lengths.tolist(), attention_share)
+        layout = Layout.of(tuple(lengths.tolist()), attention_share)
         source = layout.spread(np.repeat(starts, lengths) + layout.within, len(flat) - 1)
         return cls.all(flat.index_select(0, source), layout)
 
@@ -154,6 +158,8 @@ class Packed:
         return self.layout.starts[self.texts]
 
     def split(self, counts: Sequence[int]) -> list[Self]:
+        if len(counts) == 1:
+            return [self]
         parts = np.split(self.texts, np.cumsum(counts)[:-1])
         return [type(self)(self.flat, self.layout, texts) for texts in parts]
 
@@ -161,12 +167,13 @@ class Packed:
         parts = [self, *others]
         if all(part.flat is self.flat for part in parts):
             return type(self)(self.flat, self.layout, np.concatenate([part.texts for part in parts]))
-        layout = Layout.of([length for part in parts for length in part.lengths.tolist()], self.layout.attention_share)
+        lengths = tuple(length for part in parts for length in part.lengths.tolist())
+        layout = Layout.of(lengths, self.layout.attention_share)
         flat = self.flat.new_zeros(layout.positions + LENGTH_STEP, self.flat.shape[1])
         stop = 0
         for part in parts:
-            lengths, start = part.lengths, stop
-            source = np.repeat(part.starts, lengths) + within(lengths)
+            own_lengths, start = part.lengths, stop
+            source = np.repeat(part.starts, own_lengths) + within(own_lengths)
             stop += len(source)
             own = part.flat.index_select(0, torch.from_numpy(source))
             flat.index_copy_(0, torch.from_numpy(layout.held[start:stop]), own)
