@@ -48,6 +48,10 @@ class CostModel:
         fixed, linear, quadratic = self.terms[point]
         return fixed + linear * tokens + quadratic * tokens * length
 
+    def fixed(self, point: OperatingPoint) -> float:
+        """Predicted seconds of a batch before its first token."""
+        return self.terms[point][0]
+
     def start_tokens(self, point: OperatingPoint) -> float:
         """What a batch costs before its first token, in tokens; infinite where a token costs nothing."""
         fixed, linear, _ = self.terms[point]
@@ -92,9 +96,12 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
     choices: list[tuple[float, OperatingPoint | Cascade]] = [(at(point), point) for point in menu.fast[:-1]]
     for cascade in menu.cascades:
         first = cascade.points[0]
-        # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed.
+        # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed, but every
+        # step costs again what a batch does before its first token. On a CPU whose products are fast that is as much as
+        # a cascade saves.
         rest = max(menu.costs[cascade.width] - first.ideal_cost(layers), 0.0)
-        choices.append((at(first) + plain * rest, cascade))
+        starts = len(cascade.points) * costs.fixed(first) / budget
+        choices.append((at(first) + plain * rest + starts, cascade))
     rungs = [Rung(Menu((menu.plain,)), plain)]
     for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):
         if seconds >= rungs[-1].seconds_per_token:

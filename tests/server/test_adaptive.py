@@ -99,6 +99,14 @@ def test_the_ladder_goes_from_plain_to_everything() -> None:
     assert [rung.seconds_per_token for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
 
 
+@pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.019, 2), (0.021, 1)])
+def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fixed: float, rungs: int) -> None:
+    # Of a plain batch's 100 ms the cascade's layers take 60, and its two steps one start each.
+    costs = CostModel({PLAIN: (0, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
+    menu = Menu((PLAIN,), (Cascade((EXIT,), 0.9, LAYERS),), costs={1: 0.6})
+    assert len(ladder(menu, costs, BUDGET, 32)) == rungs
+
+
 @given(
     st.floats(0, 0.01),
     st.floats(1e-7, 1e-4),
