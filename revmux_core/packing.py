@@ -49,8 +49,10 @@ def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
         most = -(-longest // ROW_LENGTH) * ROW_LENGTH
         own = [number for number in waiting if lengths[number] > most - ROW_LENGTH]
         least = max(-(-longest // CAPACITY_STEP) * CAPACITY_STEP, SHORTEST_ROWS)
+        # Beyond what holds them all in one row nothing changes any more.
+        enough = max(sum(lengths[number] for number in own) + CAPACITY_STEP - 1, least)
         rows, length = min(
-            (_rows(own, lengths, capacity) for capacity in range(least, most + 1, CAPACITY_STEP)),
+            (_rows(own, lengths, capacity) for capacity in range(least, min(enough, most) + 1, CAPACITY_STEP)),
             key=lambda choice: len(choice[0]) * choice[1] * (1 + choice[1] * attention_share),
         )
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)

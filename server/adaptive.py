@@ -48,10 +48,6 @@ class CostModel:
         fixed, linear, quadratic = self.terms[point]
         return fixed + linear * tokens + quadratic * tokens * length
 
-    def fixed(self, point: OperatingPoint) -> float:
-        """Predicted seconds of a batch before its first token."""
-        return self.terms[point][0]
-
     def start_tokens(self, point: OperatingPoint) -> float:
         """What a batch costs before its first token, in tokens; infinite where a token costs nothing."""
         fixed, linear, _ = self.terms[point]
@@ -100,7 +96,7 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
         # step costs again what a batch does before its first token. On a CPU whose products are fast that is as much as
         # a cascade saves.
         rest = max(menu.costs[cascade.width] - first.ideal_cost(layers), 0.0)
-        starts = len(cascade.points) * costs.fixed(first) / budget
+        starts = len(cascade.points) * costs.seconds(first, 0, length) / budget
         choices.append((at(first) + plain * rest + starts, cascade))
     rungs = [Rung(Menu((menu.plain,)), plain)]
     for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):
