@@ -60,6 +60,10 @@ Without it training settles on the shortcut alone and the composite is never lea
 """
 
 
+MASKED = torch.finfo(torch.bfloat16).min
+"""The score of a position that is not read: the lowest that is finite in bfloat16 as well as in float32."""
+
+
 class AttentionPool(nn.Module):
     """Learned queries that read a whole text: multi-head attention whose queries do not depend on the text.
 
@@ -74,13 +78,15 @@ class AttentionPool(nn.Module):
         self.values = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """States `[S, T, d]` with masks `[S, T]`, of at least one token each, to `[S, d]`.
+        """States `[S, T, d]` with masks `[S, T]` to `[S, d]`; what is read of a text without a token is arbitrary, but
+        finite.
 
         Or, of rows that hold several texts, with a mask for each, `[R, K, T]`: `[R, K, d]`.
         """
         texts = mask if mask.ndim == 3 else mask.unsqueeze(1)
         scores = (hidden @ self.queries.T).transpose(1, 2).unsqueeze(2)
-        weights = scores.masked_fill(texts.unsqueeze(1) == 0, float("-inf")).softmax(dim=-1)
+        # Not -inf, which makes NaN of rows' cells without a text: OpenVINO's products with AMX let that into others.
+        weights = scores.masked_fill(texts.unsqueeze(1) == 0, MASKED).softmax(dim=-1)
         # `[R, heads, K, d]`: a text's states as each head weighs them.
         read = (weights.flatten(1, 2) @ hidden).unflatten(1, (self.heads, -1))
         values = self.values.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
