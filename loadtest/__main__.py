@@ -15,7 +15,7 @@ from loadtest.client import MAX_CONNECTIONS, Client
 from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.scenarios import CapacityError, Plan, Result, compare
-from loadtest.servers import ServerError, running
+from loadtest.servers import ServerError, raise_errors, running
 from loadtest.workload import DataError, Sample, joined, name_labels, read_samples
 
 
@@ -83,6 +83,8 @@ def main(
                 )
                 for width, server in (("1", plain), (width, fast))
             ]
+        for name in ("plain", "fast"):
+            raise_errors(out / f"{name}.log")
     except DataError as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error

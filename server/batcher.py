@@ -336,6 +336,7 @@ class Batcher:
         if alone:
             self._fail([entry.request for entry in awaited], InferenceFailed)
         elif awaited:
+            self._metrics.retried.inc(len(awaited))
             for half in halves(awaited, self._menu):
                 self._retries.append(([awaited[position] for position in half.members], half.plan))
 

@@ -143,6 +143,11 @@ class Metrics:
             registry=registry,
             multiprocess_mode=_LATEST,
         )
+        self.retried = Counter(
+            "revmux_retried_inputs",
+            "Inputs that were computed again: their batch failed, or they or their partners were NaN or infinite.",
+            registry=registry,
+        )
         self.shed = Counter("revmux_shed_requests", "Requests refused because the queue was full.", registry=registry)
         self.expired = Counter("revmux_expired_requests", "Requests past their deadline.", registry=registry)
         self.cancelled = Counter("revmux_cancelled_requests", "Requests whose client had gone.", registry=registry)

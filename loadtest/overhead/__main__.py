@@ -22,7 +22,7 @@ from loadtest.peers.compare import answers
 from loadtest.peers.environments import PeerError, call
 from loadtest.peers.line_up import EXPORT_SECONDS
 from loadtest.scaling.engine import BenchError, measure
-from loadtest.servers import Server, ServerError, running, started
+from loadtest.servers import Server, ServerError, raise_errors, running, started
 from loadtest.wire import CLASSIFY
 from loadtest.workload import DataError, read_samples
 
@@ -85,6 +85,8 @@ def main(
                         found = runner.run(visit(server, engine, texts, concurrency, seconds, number))
                         visits[name].append(found)
                         say(f"  {name}: {found.rate:.1f} requests/s")
+        for name in ("one", "front"):
+            raise_errors(logs / f"{name}.log")
     except DataError as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error

@@ -22,7 +22,7 @@ from loadtest.measure import OK, Run, Summary, over_rounds, summarize
 from loadtest.peers.environments import last_line
 from loadtest.peers.peer import Peer, Setting
 from loadtest.scenarios import PASS_SECONDS
-from loadtest.servers import HOST, ServerError, started
+from loadtest.servers import HOST, ServerError, raise_errors, started
 from loadtest.wire import Wire
 from loadtest.workload import poisson_arrivals, shuffled
 
@@ -150,6 +150,8 @@ def _visit(
     ):
         once, full, half, rate, rated = runner.run(_drive(server.port, wire, texts, plan, seed))
         peak = server.peak_rss_bytes()
+    if contender.peer.requirements is None:
+        raise_errors(log)
     if not reference:
         reference.update({o.sample: o.label for o in once.outcomes if o.label is not None})
     passed, saturated, halved = (summarize(run, labels, reference) for run in (once, full, half))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revmux_core.multiplexing.reversible import ReversibleCoupling, ReversibleMultiplexer
+from revmux_core.multiplexing.reversible import AttentionPool, ReversibleCoupling, ReversibleMultiplexer
 
 # The error of one addition and one subtraction at each precision, with room for a chain of up to 16 of them.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -48,6 +48,20 @@ def test_every_sample_comes_back_from_its_own_slot(width: int, block: int, lengt
         answers = multiplexer.demultiplex(pooled, torch.arange(3 * width) % width, own, composite[:, :0])
         expected = multiplexer.up(torch.cat([multiplexer.down(samples[:, 0]), own], dim=-1))
     torch.testing.assert_close(answers, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pool_reads_texts_of_a_row_as_if_alone_and_nothing_of_none(dtype: torch.dtype) -> None:
+    """NaN of a cell without a text would be the whole row's where a kernel is not careful with it."""
+    torch.manual_seed(0)
+    pool, hidden = AttentionPool(64).to(dtype), torch.randn(2, 9, 64, dtype=dtype)
+    segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        read = pool(hidden, segments.unsqueeze(1) == torch.arange(1, 4).view(1, -1, 1))
+        assert read.isfinite().all()
+        for row, text, held in ((0, 0, slice(4)), (0, 1, slice(4, 7)), (1, 0, slice(9))):
+            alone = hidden[row : row + 1, held]
+            torch.testing.assert_close(read[row, text], pool(alone, torch.ones(alone.shape[:2]))[0])
 
 
 def test_a_width_that_does_not_divide_the_hidden_size_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.processes import tree
-from loadtest.servers import ServerError, running
+from loadtest.servers import ServerError, raise_errors, running
 
 SERVER = """
 import json, sys
@@ -58,3 +58,13 @@ def test_a_server_that_dies_shows_its_log(tmp_path):
         running([sys.executable, "-c", "print('no such bundle', flush=True); exit(3)"], tmp_path / "log"),
     ):
         pass
+
+
+def test_what_a_server_logs_as_an_error_spoils_what_was_measured(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("2026-01-01 00:00:00,000 INFO uvicorn.error: ERROR is not its level\n")
+    raise_errors(log)
+    with log.open("a") as lines:
+        lines.write("2026-01-01 00:00:00,000 ERROR server.batcher: a batch of 2 samples from 2 requests failed\n")
+    with pytest.raises(ServerError, match=r"has logged an error: .*a batch of 2 samples"):
+        raise_errors(log)

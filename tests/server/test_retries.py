@@ -107,8 +107,16 @@ def test_one_text_of_nan_costs_its_own_request_alone(
 
 def test_nan_among_words_of_a_request_fails_the_request(server: tuple[httpx.Client, Service]) -> None:
     client, _ = server
+
+    def retried() -> float:
+        return float(client.get("/metrics").text.partition("\nrevmux_retried_inputs_total ")[2].split()[0])
+
+    before = retried()
     assert client.post("/classify", json={"input": [*SOUND, POISON]}).status_code == 500
+    assert retried() > before
+    before = retried()
     assert client.post("/classify", json={"input": SOUND}).status_code == 200
+    assert retried() == before
 
 
 def test_a_lost_device_is_a_503_and_ends_the_server(tiny_bundle_path: Path) -> None:
