@@ -87,11 +87,11 @@ class AttentionPool(nn.Module):
         scores = (hidden @ self.queries.T).transpose(1, 2).unsqueeze(2)
         # Not -inf, which makes NaN of rows' cells without a text: OpenVINO's products with AMX let that into others.
         weights = scores.masked_fill(texts.unsqueeze(1) == 0, MASKED).softmax(dim=-1)
-        # `[R, heads, K, d]`: a text's states as each head weighs them.
-        read = (weights.flatten(1, 2) @ hidden).unflatten(1, (self.heads, -1))
+        # Texts' states as each head weighs them, `[heads, R * K, d]`: one product a head, not one a head and row.
+        read = (weights.flatten(1, 2) @ hidden).unflatten(1, (self.heads, -1)).transpose(0, 1).flatten(1, 2)
         values = self.values.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
-        out = (read @ values).transpose(1, 2).flatten(2) + self.values.bias
-        return out if mask.ndim == 3 else out.squeeze(1)
+        out = (read @ values).transpose(0, 1).flatten(1) + self.values.bias
+        return out.unflatten(0, (hidden.shape[0], -1)) if mask.ndim == 3 else out
 
 
 class OwnStatesMultiplexer(Multiplexer):
