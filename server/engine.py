@@ -26,7 +26,7 @@ from server.errors import DeviceLost
 from server.settings import Settings, SettingsError
 from server.steps import Steps
 
-WARM_UP_LENGTHS = (8, 32, 128)
+WARM_UP_LENGTHS = (32, 128)
 """Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
 
 SWITCH_SECONDS = 1e-4
