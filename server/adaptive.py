@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
         allowed = [choice for cost, choice in choices if cost >= seconds]
         fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
         cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
-        rungs.append(Rung(Menu(fast, cascades, costs=menu.costs), seconds))
+        rungs.append(Rung(replace(menu, fast=fast, cascades=cascades), seconds))
     return rungs
 
 

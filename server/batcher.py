@@ -299,7 +299,7 @@ class Batcher:
             served = (entry for number, entry in enumerate(entries) if number not in going_on and not entry.answered)
             self._speed.observe(sum(entry.length for entry in served), max(seconds, scores.seconds))
         now = monotonic()
-        answered: list[tuple[OperatingPoint, Cascade | None, bool]] = []
+        answered: list[tuple[OperatingPoint, Cascade | None, bool, bool]] = []
         for request in requests:
             request.inference_seconds += scores.seconds
         for number, (entry, point, cascade) in enumerate(zip(entries, steps.points, steps.cascades, strict=True)):
@@ -313,7 +313,7 @@ class Batcher:
                 # The promise is of all answers, and those that are escalated are the plain model's own.
                 self._guards.observe(cascade.width, True, True)
             if not entry.answered:
-                answered.append((point, cascade, escalated))
+                answered.append((point, cascade, escalated, number in steps.shortened))
                 answer = Answer(scores.logits[number], scores.probs[number], point, escalated)
                 entry.request.resolve(entry.item, answer, now)
         # After the requests that were answered have gone on: nobody waits for what is counted.
@@ -324,11 +324,11 @@ class Batcher:
         samples: int,
         steps: Steps,
         scores: Scores,
-        answered: list[tuple[OperatingPoint, Cascade | None, bool]],
+        answered: list[tuple[OperatingPoint, Cascade | None, bool, bool]],
     ) -> None:
         self._metrics.observe_batch(samples, steps.composites, steps.tokens, scores.padded_tokens, scores.seconds)
-        for (point, cascade, escalated), count in Counter(answered).items():
-            self._metrics.observe_answers(point, cascade, escalated, count)
+        for (point, cascade, escalated, shortened), count in Counter(answered).items():
+            self._metrics.observe_answers(point, cascade, escalated, shortened, count)
 
     def _retry(self, suspects: Sequence[Entry], alone: bool) -> None:
         """Tries those in halves that a batch failed on, or fails the request of one that it failed on `alone`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -90,6 +90,8 @@ def load_model(
         served_points(chosen, layers),
         served_cascades(settings.choose_cascades(bundle.cascades())),
         costs={entry.width: 1 / entry.ideal_speedup for entry in manifest.cascades},
+        # As if every step passed on as many as the others.
+        passed={entry.width: entry.escalation_rate ** (1 / len(entry.points)) for entry in manifest.cascades},
     )
     classifier.executor.limit(menu.points)
     quality = _default_quality(settings, menu, manifest.name)
@@ -105,7 +107,9 @@ def load_model(
     engine = Engine(bundle, menu.points, device, beside)
     timings = engine.warm_up(max_batch_tokens)
     length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
-    rungs = ladder(menu, CostModel.fit(timings), max_batch_tokens, length)
+    costs = CostModel.fit(timings)
+    menu = replace(menu, step_tokens=costs.start_tokens(menu.plain))
+    rungs = ladder(menu, costs, max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)
     if settings.width == "auto" and settings.point is None:
         adaptive = AdaptiveMenu(rungs, PATIENCE_BATCHES * max_batch_tokens * rungs[0].seconds_per_token)

@@ -103,7 +103,13 @@ class Metrics:
         )
         self.escalations = Counter(
             "revmux_escalations",
-            "Inputs that a certified cascade escalated to the plain path, by its mux width.",
+            "Inputs that a certified cascade escalated to the plain path from its last step, by its mux width.",
+            ["mux_width"],
+            registry=registry,
+        )
+        self.shortened = Counter(
+            "revmux_shortened_inputs",
+            "Inputs that went there from an earlier step, as too few were left for the others to pay.",
             ["mux_width"],
             registry=registry,
         )
@@ -223,6 +229,7 @@ class Metrics:
             self.suspended.labels(cascade.width).set(0)
             self.guaranteed.labels(cascade.width)
             self.escalations.labels(cascade.width)
+            self.shortened.labels(cascade.width)
 
     def expect_failures(self, paths: Iterable[str]) -> None:
         """Has the failed requests of `paths` start at 0: Prometheus sees no increase where a counter appears with 1."""
@@ -250,13 +257,16 @@ class Metrics:
         self.batch_padding.observe(1 - tokens / padded_tokens)
         self.batch_composites.observe(composites)
 
-    def observe_answers(self, point: OperatingPoint, cascade: Cascade | None, escalated: bool, count: int) -> None:
-        """Counts inputs that were answered at `point`, by a certified cascade where there is one."""
+    def observe_answers(
+        self, point: OperatingPoint, cascade: Cascade | None, escalated: bool, shortened: bool, count: int
+    ) -> None:
+        """Counts inputs that were answered at `point`, by a certified cascade where there is one, all steps of which
+        passed on those that were escalated, unless it was `shortened`."""
         self.inputs.labels(point.width, point.name).inc(count)
         if cascade is not None:
             self.guaranteed.labels(cascade.width).inc(count)
             if escalated:
-                self.escalations.labels(cascade.width).inc(count)
+                (self.shortened if shortened else self.escalations).labels(cascade.width).inc(count)
 
     def observe_audit(self, audit: Audit) -> None:
         """Counts an audit, and exports what its guard makes of all of this width and quality."""
@@ -271,7 +281,8 @@ class Metrics:
             self.suspended.labels(audit.width).set(audit.guard.suspended)
 
     def escalation_rate(self, width: int) -> float | None:
-        """Share of guaranteed inputs of this cascade that were escalated since the start; None before the first."""
+        """Share of guaranteed inputs that all steps of this cascade passed on, since the start; None before there are
+        any."""
         labels = {"mux_width": str(width)}
         answered = self._whole.get_sample_value("revmux_guaranteed_inputs_total", labels)
         escalated = self._whole.get_sample_value("revmux_escalations_total", labels)

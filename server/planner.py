@@ -69,13 +69,16 @@ class Menu:
 
     Cascades of the widths in `suspended` are open to audited samples only. `costs` are what samples of a cascade's
     width are expected to cost, all its steps together, as shares of plain inference; one that is missing counts as its
-    first step.
+    first step. `passed` are the shares of samples that a step of such a cascade is expected to pass on, and
+    `step_tokens` is what a step costs before its first sample, in tokens on the plain path.
     """
 
     fast: tuple[OperatingPoint, ...]
     cascades: tuple[Cascade, ...] = ()
     suspended: frozenset[int] = frozenset()
     costs: Mapping[int, float] = field(default_factory=dict)
+    passed: Mapping[int, float] = field(default_factory=dict)
+    step_tokens: float = 0.0
 
     @property
     def plain(self) -> OperatingPoint:
@@ -111,6 +114,20 @@ class Menu:
         if cascade is not None:
             cost = max(cost, self.costs.get(cascade.width, 0.0))
         return cost - sample.start / layers
+
+    def gain(self, cascade: Cascade, level: int, tokens: float) -> float:
+        """What it saves to go on to step `level` of `cascade` with samples of so many `tokens`, over going to the plain
+        path at once, in tokens there. What is not known of the cascade is taken for a gain of 0.
+
+        Either answers as certified or better: what the plain path answers is the plain model's own.
+        """
+        passed = self.passed.get(cascade.width)
+        if passed is None or level == len(cascade.points):
+            return 0.0
+        point, layers = cascade.points[level], cascade.num_layers
+        saved = (1 - passed) * (layers - point.prefill) - len(point.upper) / point.width
+        later = self.gain(cascade, level + 1, passed * tokens)
+        return tokens * saved / layers - self.step_tokens + max(later, 0.0)
 
     def cascade_from(self, point: OperatingPoint) -> Cascade | None:
         """The cascade that begins at `point`."""

@@ -40,6 +40,8 @@ class Steps:
     request waits for one batch only, and nothing else runs in between. Afterwards `points` has where every sample was
     answered, `cascades` the cascade that decided so (None: nothing did), and `tokens` and `composites` are what all
     steps held. `suspects` are the samples that have no answer: not finite, or of a composite that held one such.
+    `shortened` are those that went to the plain path from an earlier step of their cascade than its last, as too few
+    were left for the others to pay (`Menu.gain`).
     """
 
     def __init__(self, samples: Sequence[Sample], plan: MuxPlan, menu: Menu) -> None:
@@ -50,6 +52,7 @@ class Steps:
         self.cascades: list[Cascade | None] = [None] * len(samples)
         self.tokens = self.composites = 0
         self.suspects: set[int] = set()
+        self.shortened: set[int] = set()
         self._count()
         for number, sample in enumerate(samples):
             if sample.guaranteed:
@@ -74,28 +77,35 @@ class Steps:
             composites = [partners for group in self.step.plan.groups for partners in group.partners()]
             suspects = set[int]().union(*(partners for partners in composites if not broken.isdisjoint(partners)))
             self.suspects |= {self.step.members[member] for member in suspects}
-        onward: list[_Escalated] = []
-        numbers: list[int] = []
+        unsure: dict[tuple[Cascade, int], list[int]] = {}
         for number, confidence in zip(self.step.members, confidences, strict=True):
             cascade = self.cascades[number]
             if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
                 continue
-            if number in self.suspects:
-                continue
-            level = cascade.points.index(self.points[number]) + 1
-            sample = self._samples[number]
-            numbers.append(number)
-            onward.append(
-                _Escalated(
-                    sample.length,
-                    sample.max_width,
-                    sample.guaranteed,
-                    sample.audited,
-                    sample.scope,
-                    cascade.start(level),
-                    cascade.at(level),
+            if number not in self.suspects:
+                level = cascade.points.index(self.points[number]) + 1
+                unsure.setdefault((cascade, level), []).append(number)
+        onward: list[_Escalated] = []
+        numbers: list[int] = []
+        for (cascade, level), own in unsure.items():
+            gain = self._menu.gain(cascade, level, sum(self._samples[number].length for number in own))
+            point = self._menu.plain if gain < 0 else cascade.at(level)
+            if gain < 0:
+                self.shortened.update(own)
+            for number in own:
+                sample = self._samples[number]
+                numbers.append(number)
+                onward.append(
+                    _Escalated(
+                        sample.length,
+                        sample.max_width,
+                        sample.guaranteed,
+                        sample.audited,
+                        sample.scope,
+                        cascade.start(level),
+                        point,
+                    )
                 )
-            )
         if not onward:
             return None
         planned = group_samples(onward, range(len(onward)), self._menu)
