@@ -135,9 +135,13 @@ def differs(seen: Sequence[Seen]) -> np.ndarray:
 
 
 def wrong_at(leaves_at: np.ndarray, differing: np.ndarray) -> np.ndarray:
-    """Whether samples `[n]` leave with another answer than the plain model's, given `[n, steps + 1]` which steps'
-    answers are others. The last step is the plain path: in another precision not even that is always the model's."""
-    return differing[np.arange(len(differing)), leaves_at]
+    """Whether samples `[n]` leave, or may leave, with another answer than the plain model's, given `[n, steps + 1]`
+    which steps' answers are others.
+
+    The last step is the plain path: in another precision not even that is always the model's. Serving may send there
+    whatever the first step passes on, so of those both answers count.
+    """
+    return differing[np.arange(len(differing)), leaves_at] | ((leaves_at > 0) & differing[:, -1])
 
 
 def _thresholds(scores: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from revmux_core.errors import RevmuxError
 from revmux_core.evaluation import evaluate_cascade, plain_answers
 from revmux_core.manifest import BundleError, record_calibration
 from revmux_core.problems import SingleLabel
+from revmux_core.selection import wrong_at
 from tests.tiny import HIDDEN, random_samples
 
 
@@ -52,6 +53,12 @@ def test_the_bound_lies_above_what_was_seen(counts: tuple[int, int]) -> None:
     bound = upper_bound(differing, samples, 0.95)
     assert differing / samples <= bound <= 1
     assert upper_bound(0, 298, 0.95) > 0.01 > upper_bound(0, 299, 0.95)
+
+
+def test_what_may_go_straight_to_the_plain_path_counts_with_both_answers() -> None:
+    """Serving may cut a cascade short after its first step, and a plain path in another precision may be wrong."""
+    differing = np.array([[0, 0, 1], [0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=bool)
+    assert wrong_at(np.array([0, 1, 1, 2, 0]), differing).tolist() == [False, True, True, False, True]
 
 
 def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
