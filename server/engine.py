@@ -31,9 +31,8 @@ WARM_UP_LENGTHS = (32, 128)
 
 SWITCH_SECONDS = 1e-4
 """How long the device's thread waits for the interpreter before it is given it (`sys.setswitchinterval`). After a batch
-the event loop has hundreds of answers to write; by default it keeps the interpreter for 5 ms at a time, while the
-device has nothing to do: a quarter to a third of the time with 256 requests in flight, a fifth to a quarter of it with
-this."""
+the event loop has all its answers to write, and by default it keeps the interpreter for 5 ms at a time: with 256
+requests in flight no layers ran for 21% to 38% of the time, and for 16% to 30% with this (`docs/performance.md`)."""
 
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
 """Where throughput stops growing with the batch, while latency goes on to."""

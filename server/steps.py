@@ -82,15 +82,16 @@ class Steps:
             cascade = self.cascades[number]
             if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
                 continue
-            if number not in self.suspects:
-                level = cascade.points.index(self.points[number]) + 1
-                unsure.setdefault((cascade, level), []).append(number)
+            if number in self.suspects:
+                continue
+            level = cascade.points.index(self.points[number]) + 1
+            unsure.setdefault((cascade, level), []).append(number)
         onward: list[_Escalated] = []
         numbers: list[int] = []
         for (cascade, level), own in unsure.items():
-            gain = self._menu.gain(cascade, level, sum(self._samples[number].length for number in own))
-            point = self._menu.plain if gain < 0 else cascade.at(level)
-            if gain < 0:
+            point = cascade.at(level)
+            if self._menu.gain(cascade, level, sum(self._samples[number].length for number in own)) < 0:
+                point = self._menu.plain
                 self.shortened.update(own)
             for number in own:
                 sample = self._samples[number]
