@@ -54,7 +54,7 @@ class Words:
 
     def to(self, device: torch.device) -> Words:
         """The same on `device`; to a GPU as a batch goes there, see `MuxBatch.to`."""
-        samples, positions, nth = (_move(tensor, device) for tensor in (self.samples, self.positions, self.nth))
+        samples, positions, nth = (move(tensor, device) for tensor in (self.samples, self.positions, self.nth))
         return Words(samples, positions, nth, self.own)
 
     def __getitem__(self, part: slice) -> Words:
@@ -108,6 +108,12 @@ class MuxBatch:
     prefilled: tuple[Sequence[Tensor], ...] = ()
     words: Words | None = None
 
+    @property
+    def fresh_lengths(self) -> tuple[int, ...]:
+        """The lengths of the samples that start with their tokens, `[F]`."""
+        starts = (group.start for group in self.plan.groups for _ in group.members)
+        return tuple(length for length, start in zip(self.lengths, starts, strict=True) if not start)
+
     def to(self, device: torch.device) -> MuxBatch:
         """The batch on `device`.
 
@@ -118,15 +124,16 @@ class MuxBatch:
             return self
         return replace(
             self,
-            mask=_move(self.mask, device),
-            ids=_move(self.ids, device),
-            type_ids=None if self.type_ids is None else _move(self.type_ids, device),
-            place=_move(self.place, device),
+            mask=move(self.mask, device),
+            ids=move(self.ids, device),
+            type_ids=None if self.type_ids is None else move(self.type_ids, device),
+            place=move(self.place, device),
             words=None if self.words is None else self.words.to(device),
         )
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the host on `device`; to a GPU as `MuxBatch.to` does."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 

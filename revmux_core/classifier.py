@@ -154,7 +154,7 @@ class MuxClassifier(nn.Module):
         fresh = [mask for group, mask in zip(groups, masks, strict=True) if not group.start]
         embedded: Iterator[States] = iter(())
         if fresh:
-            states = self.executor.embed(batch.ids, _cat(fresh), batch.type_ids)
+            states = self.executor.embed(batch.ids, _cat(fresh), batch.type_ids, batch.fresh_lengths)
             embedded = iter(states.split(list(map(len, fresh))))
         prefilled = iter(batch.prefilled)
         tracks = []

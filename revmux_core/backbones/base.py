@@ -93,6 +93,18 @@ class PackingBackbone(Backbone, Protocol):
         """
         ...
 
+    def run_unpadded(self, flat: Tensor, offsets: Tensor, longest: int, layers: Sequence[nn.Module]) -> Tensor:
+        """`layers` in turn over texts that stand one after the other without padding, `[P, d]`.
+
+        Text s stands from `offsets[s]` to before `offsets[s + 1]` (`[S + 1]`, int32); none is longer than `longest`.
+        Raises `RuntimeError` where PyTorch has no such attention: it has for GPUs, in half precision.
+        """
+        ...
+
+    def run_firsts(self, flat: Tensor, offsets: Tensor, longest: int, layer: nn.Module) -> Tensor:
+        """What `layer` makes of the first position of each such text alone: `[S, d]`."""
+        ...
+
 
 def view(model: PreTrainedModel) -> Backbone:
     """The view that fits `model`, which is put into evaluation mode and frozen.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -90,19 +91,46 @@ class EncoderBackbone:
             hidden = layer(hidden, attention_mask)
         return hidden
 
-    def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: Any) -> Tensor:
-        # A layer gives every position a query of its own, so here are its modules called one by one.
+    def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: nn.Module) -> Tensor:
         own = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+
+        def attend(*heads: Tensor) -> Tensor:
+            query, key, value = (each.transpose(1, 2) for each in heads)
+            return F.scaled_dot_product_attention(query, key, value, mask.unsqueeze(1)).transpose(1, 2)
+
+        return self._run_layer(layer, own, hidden, attend)
+
+    def run_unpadded(self, flat: Tensor, offsets: Tensor, longest: int, layers: Sequence[nn.Module]) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest))
+
+        for layer in layers:
+            flat = self._run_layer(layer, flat, flat, attend)
+        return flat
+
+    def run_firsts(self, flat: Tensor, offsets: Tensor, longest: int, layer: nn.Module) -> Tensor:
+        # `shape` and not `len`, which a compiler would take for a constant.
+        one_each = torch.arange(offsets.shape[0], dtype=offsets.dtype, device=offsets.device)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return cast(Tensor, varlen_attn(query, key, value, one_each, offsets, 1, longest))
+
+        return self._run_layer(layer, flat.index_select(0, offsets[:-1]), flat, attend)
+
+    def _run_layer(self, layer: Any, own: Tensor, hidden: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """What `layer` makes of `own` `[..., d]`, which read `hidden` `[..., d]`.
+
+        `attend` takes queries, keys and values by head, `[..., H, d/H]`. The layer's modules are called one by one, as
+        it would give every position of `hidden` a query, and takes rows with masks only.
+        """
         distilled = self._family == "distilbert"
         attention = layer.attention if distilled else layer.attention.self
         maps = ("q_lin", "k_lin", "v_lin") if distilled else ("query", "key", "value")
-
-        def heads(states: Tensor, name: str) -> Tensor:
-            mapped = getattr(attention, name)(states)
-            return mapped.reshape(states.shape[0], states.shape[1], -1, attention.attention_head_size).transpose(1, 2)
-
-        query, key, value = map(heads, (own, hidden, hidden), maps)
-        read = F.scaled_dot_product_attention(query, key, value, mask.unsqueeze(1)).transpose(1, 2).flatten(2)
+        heads = (
+            getattr(attention, name)(states).unflatten(-1, (-1, attention.attention_head_size))
+            for name, states in zip(maps, (own, hidden, hidden), strict=True)
+        )
+        read = attend(*heads).flatten(-2)
         if distilled:
             attended = layer.sa_layer_norm(attention.out_lin(read) + own)
             return layer.output_layer_norm(layer.ffn(attended) + attended)

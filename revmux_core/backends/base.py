@@ -20,7 +20,7 @@ Laid = TypeVar("Laid", bound=States)
 class Executor(Protocol[Laid]):
     """Runs layers of a frozen backbone, or a point's own versions of them, multiplexers and demultiplexers.
 
-    Where it `packs`, several texts share a row, so that unlike lengths in a batch cost next to nothing.
+    Where it `packs`, texts share rows or are not padded, so that unlike lengths in a batch cost next to nothing.
     """
 
     backend: BackendName
@@ -44,8 +44,8 @@ class Executor(Protocol[Laid]):
         """How many positions `run` computes for texts of these lengths, padding among them."""
         ...
 
-    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Laid:
-        """The states of ids `[S, T]`; `mask` `[S, T]` is 1 where a row holds text."""
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Laid:
+        """The states of ids `[S, T]`; `mask` `[S, T]` is 1 where a row holds text, as much as `lengths` `[S]` say."""
         ...
 
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Laid:

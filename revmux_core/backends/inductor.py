@@ -11,16 +11,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.graphs import Capture, Graphs, Program, bucket_of, buckets
-from revmux_core.backends.padded import PaddedExecutor
+from revmux_core.backends.padded import PaddedExecutor, composites_of
 from revmux_core.backends.pieces import (
+    LAST_LAYER,
     Demultiplexing,
     Layers,
     Multiplexing,
@@ -29,6 +31,7 @@ from revmux_core.backends.pieces import (
     check_outputs,
     example_states,
 )
+from revmux_core.backends.unpadded import Unpadded, UnpaddedLayers
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
@@ -47,8 +50,11 @@ TOLERANCE = 0.05
 STANCE = "eager_on_recompile"
 """What PyTorch does with a call that no program fits: it runs uncompiled, as a client cannot wait for a compiler."""
 
-Example = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Hidden states `[R, T, d]` and their mask `[R, T]` to what a module takes."""
+Example = Callable[[Padded], tuple[Any, ...]]
+"""Random states to what a module takes of them."""
+
+Unpadding = Callable[[Tensor, Tensor, int], Tensor]
+"""`UnpaddedLayers.forward`."""
 
 _EXCLUSIVE = threading.RLock()
 """PyTorch has one stance for all threads: what compiles a model beside one that answers must not meet the other's."""
@@ -61,7 +67,8 @@ class InductorExecutor(PaddedExecutor):
     """Runs layers as compiled programs, cut where any point of the classifier multiplexes, stops or skips layers.
 
     `capture` records what a program does, on devices that can replay it. Until `limit` is called, programs are compiled
-    and recorded when they are first needed.
+    and recorded when they are first needed. Batches that no recording is for run without their padding, where PyTorch
+    has attention for that (`packs`).
     """
 
     backend: BackendName = "inductor"
@@ -73,6 +80,7 @@ class InductorExecutor(PaddedExecutor):
             point: classifier.adapters_of(point).multiplexer for point in classifier.points if point != classifier.plain
         }
         self._programs: dict[Piece, Program] = {}
+        self._unpadding: dict[tuple[Piece, bool], Unpadding] = {}
         self._multiplexing: dict[Multiplexer, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
         self._demultiplexing: dict[Multiplexer, Callable[..., Tensor]] = {}
         parameter = next(self._backbone.model.parameters())
@@ -80,6 +88,12 @@ class InductorExecutor(PaddedExecutor):
         self._capture = capture
         self._graphs = self._no_graphs()
         self._limited = False
+        self.packs = self._attends_unpadded()
+
+    @property
+    def last_layer(self) -> float:
+        # Of large batches. What is recorded runs all of it.
+        return LAST_LAYER if self.packs and not self._backbone.problem.by_word else self._backbone.last_layer
 
     @property
     def precision(self) -> str:
@@ -91,9 +105,13 @@ class InductorExecutor(PaddedExecutor):
         logger.info("compiling layers and adapters with Inductor; the first time on a machine takes longest")
         self._pieces.limit(points)
         self._programs.clear()
+        self._unpadding.clear()
         pieces = self._pieces.all()
         for piece in pieces:
             self._program(piece)
+            if self.packs:
+                for firsts in (False, True) if self._pieces.ends(piece) else (False,):
+                    self._unpadded(piece, firsts)
         for point in points:
             # The plain one has none.
             if point in self._multiplexers:
@@ -111,15 +129,30 @@ class InductorExecutor(PaddedExecutor):
 
     def positions(self, lengths: Sequence[int]) -> int:
         shape = len(lengths), max(lengths)
-        rows, length = shape if self._graphs is None else bucket_of(*shape) or shape
+        bucket = self._bucket(*shape)
+        if bucket is None and self.packs:
+            return sum(lengths)
+        rows, length = bucket or shape
         return rows * length
+
+    @torch.inference_mode()
+    def run(self, states: Padded, layers: Sequence[nn.Module], firsts: bool) -> Padded:
+        if not self.packs or states.lengths is None or self._bucket(*states.mask.shape) is not None:
+            return super().run(states, layers, firsts)
+        unpadded = Unpadded.of(states)
+        flat, offsets, longest = _plain(unpadded.flat), _plain(unpadded.offsets), unpadded.longest
+        *before, last = self._pieces.cut(layers)
+        for piece in before:
+            flat = self._unpadded(piece, False)(flat, offsets, longest)
+        flat = self._unpadded(last, firsts)(flat, offsets, longest)
+        return unpadded.firsts(flat) if firsts else unpadded.padded(flat)
 
     @torch.inference_mode()
     def run_rows(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         pieces = tuple(self._pieces.cut(layers))
         programs = [self._program(piece) for piece in pieces]
         if self._graphs is not None:
-            if not self._limited and (shape := bucket_of(*mask.shape)) is not None:
+            if not self._limited and (shape := self._bucket(*mask.shape)) is not None:
                 self._record(shape, pieces)
             replayed = self._graphs.run(hidden, mask, pieces)
             if replayed is not None:
@@ -134,7 +167,7 @@ class InductorExecutor(PaddedExecutor):
         program = self._multiplex(multiplexer)
         with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
             composite, union, own = program(_plain(states.hidden), _plain(states.mask))
-        return Padded(composite, union, states.padding_side), own, states.mask
+        return composites_of(multiplexer, states, composite, union), own, states.mask
 
     @torch.inference_mode()
     def demultiplex(
@@ -144,7 +177,29 @@ class InductorExecutor(PaddedExecutor):
             return super().demultiplex(multiplexer, states, own, own_mask, words)
         program = self._demultiplex(multiplexer)
         with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
-            return program(*map(_plain, (states.hidden, own, own_mask)))
+            return program(*map(_plain, (self._read(multiplexer, states), own, own_mask)))
+
+    @torch.inference_mode()
+    def _attends_unpadded(self) -> bool:
+        """Whether PyTorch has attention over texts without padding here: on GPUs from Ampere on, in half precision."""
+        if not self._backbone.packs:
+            return False
+        states = self._example(3)
+        layers = self._backbone.layers(0, 1)
+        module = UnpaddedLayers(cast(PackingBackbone, self._backbone), layers, False)
+        try:
+            found = module(*_unpadded_states(states))
+        except RuntimeError:
+            logger.info("texts are padded: PyTorch needs it for attention on %s in %s", self._device, self.precision)
+            return False
+        expected = self._backbone.run(states.hidden, states.mask, layers)
+        padded = Unpadded.of(states).padded(found)
+        check_outputs(self.backend, [padded.hidden], [expected], states.mask, TOLERANCE)
+        return True
+
+    def _bucket(self, rows: int, length: int) -> tuple[int, int] | None:
+        """The shape whose recordings a batch of this shape runs; None where none are made for it."""
+        return None if self._graphs is None else bucket_of(rows, length)
 
     def _no_graphs(self) -> Graphs | None:
         if self._capture is None:
@@ -157,8 +212,7 @@ class InductorExecutor(PaddedExecutor):
 
     def _program(self, piece: Piece) -> Program:
         if piece not in self._programs:
-            parts = [piece[lo : lo + LAYERS_TOGETHER] for lo in range(0, len(piece), LAYERS_TOGETHER)]
-            compiled = [self._compile(Layers(self._backbone, part), 1, _states) for part in parts]
+            compiled = [self._compile(Layers(self._backbone, part), (3, 1), _states) for part in _parts(piece)]
 
             def run(hidden: Tensor, mask: Tensor) -> Tensor:
                 with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
@@ -169,38 +223,62 @@ class InductorExecutor(PaddedExecutor):
             self._programs[piece] = run
         return self._programs[piece]
 
+    def _unpadded(self, piece: Piece, firsts: bool) -> Unpadding:
+        if (piece, firsts) not in self._unpadding:
+            backbone, parts = cast(PackingBackbone, self._backbone), _parts(piece)
+            modules = [UnpaddedLayers(backbone, part, firsts and part is parts[-1]) for part in parts]
+            compiled = [self._compile(module, (3,), _unpadded_states) for module in modules]
+
+            def run(flat: Tensor, offsets: Tensor, longest: int) -> Tensor:
+                with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
+                    for module in compiled:
+                        flat = module(flat, offsets, longest)
+                return flat
+
+            self._unpadding[piece, firsts] = run
+        return self._unpadding[piece, firsts]
+
     def _multiplex(self, multiplexer: Multiplexer) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if multiplexer not in self._multiplexing:
             module = Multiplexing(self._backbone, multiplexer)
-            self._multiplexing[multiplexer] = self._compile(module, multiplexer.width, _states)
+            self._multiplexing[multiplexer] = self._compile(module, _rows(multiplexer), _states)
         return self._multiplexing[multiplexer]
 
     def _demultiplex(self, multiplexer: Multiplexer) -> Callable[..., Tensor]:
         if multiplexer not in self._demultiplexing:
             multiplexing = Multiplexing(self._backbone, multiplexer)
 
-            def example(hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-                composite, _, own = multiplexing(hidden, mask)
-                return _plain(composite), _plain(own), mask
+            def example(states: Padded) -> tuple[Any, ...]:
+                composite, union, own = multiplexing(states.hidden, states.mask)
+                made = composites_of(multiplexer, states, composite, union)
+                return _plain(self._read(multiplexer, made)), _plain(own), states.mask
 
             module = Demultiplexing(self._backbone, multiplexer)
-            self._demultiplexing[multiplexer] = self._compile(module, multiplexer.width, example)
+            self._demultiplexing[multiplexer] = self._compile(module, _rows(multiplexer), example)
         return self._demultiplexing[multiplexer]
 
-    def _compile(self, module: nn.Module, width: int, example_of: Example) -> Callable[..., Any]:
-        """`module` as a program. It is tried on what `example_of` makes of hidden states `[R, T, d]` and a mask
-        `[R, T]`, where R is a multiple of `width`.
+    def _read(self, multiplexer: Multiplexer, composites: Padded) -> Tensor:
+        """All of composites `[B, T, d]` that demultiplexing reads, which is all that there is where layers end so."""
+        hidden = composites.hidden
+        return hidden[:, :1] if self._backbone.packs and multiplexer.positionwise else hidden
+
+    def _example(self, rows: int) -> Padded:
+        """Random states of `rows` texts of unlike lengths. Sizes differ, as PyTorch takes equal ones for the same."""
+        hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
+        lengths = tuple(mask.sum(dim=1).tolist())
+        hidden, mask = hidden.to(self._device, self._dtype), mask.to(self._device)
+        return Padded(hidden, mask, self._backbone.padding_side, lengths)
+
+    def _compile(self, module: nn.Module, numbers: Sequence[int], example_of: Example) -> Callable[..., Any]:
+        """`module` as a program. It is tried on what `example_of` makes of random states of each of these `numbers` of
+        texts, where a program that PyTorch keeps for one is used again for the next if it fits.
 
         Raises `RevmuxError` where it cannot be compiled, or computes something else then.
         """
         compiled = torch.compile(module.eval(), fullgraph=True, dynamic=True)
-        # Sizes that differ, as PyTorch takes equal ones for one and the same. It takes 1 for a constant, so single rows
-        # have a program of their own. A single composite has not: what PyTorch kept of its program on disk was found
-        # to be taken for that of many.
-        for rows in (3, 1) if width == 1 else (3 * width,):
-            hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
-            hidden, mask = hidden.to(self._device, self._dtype), mask.to(self._device)
-            example = example_of(hidden, mask)
+        for number in numbers:
+            states = self._example(number)
+            example = example_of(states)
             try:
                 with _EXCLUSIVE, torch._dynamo.config.patch(recompile_limit=_ENTRIES):
                     found = compiled(*example)
@@ -210,12 +288,31 @@ class InductorExecutor(PaddedExecutor):
             expected = module(*example)
             if isinstance(expected, Tensor):
                 found, expected = (found,), (expected,)
-            check_outputs(self.backend, found, expected, mask, TOLERANCE)
+            check_outputs(self.backend, found, expected, states.mask, TOLERANCE)
         return compiled
 
 
-def _states(hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    return hidden, mask
+def _parts(piece: Piece) -> list[Piece]:
+    """A piece as its programs take it."""
+    return [piece[lo : lo + LAYERS_TOGETHER] for lo in range(0, len(piece), LAYERS_TOGETHER)]
+
+
+def _rows(multiplexer: Multiplexer) -> Sequence[int]:
+    """Of how many texts a multiplexer's programs are compiled.
+
+    PyTorch takes 1 for a constant, so single rows have a program of their own. A single composite has not: what PyTorch
+    kept of its program on disk was found to be taken for that of many.
+    """
+    return (3, 1) if multiplexer.width == 1 else (3 * multiplexer.width,)
+
+
+def _states(states: Padded) -> tuple[Any, ...]:
+    return states.hidden, states.mask
+
+
+def _unpadded_states(states: Padded) -> tuple[Any, ...]:
+    unpadded = Unpadded.of(states)
+    return unpadded.flat, unpadded.offsets, unpadded.longest
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
-from revmux_core.backends.pieces import Adapter, Demultiplexing, Multiplexing, Piece, Pieces
+from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
 from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
@@ -38,10 +38,6 @@ ATTENTION_WEIGHT = 2
 """Of an encoder layer of hidden size d the linear maps are 24 d^2 operations a position, and attention 4 d for every
 position of its row, a share of 1/(6 d) for each. These take longer than those, as much goes to softmax and the mask:
 1.4 times in float32 and 3.4 in bfloat16 with AMX, d = 384."""
-
-LAST_LAYER = 1 / 6
-"""`last_layer` where the first position of a text is all that is read of it: the others have keys and values there,
-2 of the 12 d^2 operations of a layer's maps, and nothing else. What the first ones add is not counted."""
 
 
 class OpenVinoExecutor:
@@ -76,10 +72,10 @@ class OpenVinoExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._attention_share).positions
 
-    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Packed:
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
         # In NumPy, whose small operations take a fraction of PyTorch's.
         held = mask.numpy().astype(bool)
-        layout = Layout.of(tuple(held.sum(axis=1).tolist()), self._attention_share)
+        layout = Layout.of(lengths, self._attention_share)
 
         def spread(values: np.ndarray, fill: int) -> Tensor:
             return layout.spread(values, fill).view(-1, LENGTH_STEP)

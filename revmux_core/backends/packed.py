@@ -13,7 +13,7 @@ from torch import Tensor
 
 from revmux_core.batch import Words
 from revmux_core.packing import LENGTH_STEP, pack
-from revmux_core.states import Padded
+from revmux_core.states import Padded, within
 
 Index = np.ndarray
 """Whole numbers, int64."""
@@ -210,8 +210,3 @@ class Packed:
         source[held] = np.repeat(self.starts, lengths) + within(lengths)
         hidden = self.flat.index_select(0, torch.from_numpy(source.ravel())).unflatten(0, source.shape)
         return Padded(hidden, torch.from_numpy(held.astype(np.int64)), "right")
-
-
-def within(lengths: Index) -> Index:
-    """0, 1, ... for each of some texts, one after the other."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

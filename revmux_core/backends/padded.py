@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class PaddedExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
-    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Padded:
-        return Padded(self._backbone.embed(ids, mask, type_ids), mask, self._backbone.padding_side)
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Padded:
+        return Padded(self._backbone.embed(ids, mask, type_ids), mask, self._backbone.padding_side, lengths)
 
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Padded:
         return Padded.of(texts, mask, self._backbone.padding_side)
@@ -36,7 +37,7 @@ class PaddedExecutor:
         return self._backbone.last_layer
 
     def run(self, states: Padded, layers: Sequence[nn.Module], firsts: bool) -> Padded:
-        return Padded(self.run_rows(states.hidden, states.mask, layers), states.mask, states.padding_side)
+        return replace(states, hidden=self.run_rows(states.hidden, states.mask, layers))
 
     def run_rows(self, hidden: Tensor, mask: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         """`layers` in turn over hidden states `[R, T, d]`; `mask` `[R, T]` is 1 where a row holds text."""
@@ -49,9 +50,18 @@ class PaddedExecutor:
 
     def multiplex(self, multiplexer: Multiplexer, states: Padded) -> tuple[Padded, Tensor, Tensor]:
         made = multiplex(self._backbone, multiplexer, states.hidden, states.mask)
-        return Padded(made.hidden, made.mask, states.padding_side), made.own, made.own_mask
+        return composites_of(multiplexer, states, made.hidden, made.mask), made.own, made.own_mask
 
     def demultiplex(
         self, multiplexer: Multiplexer, states: Padded, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
         return demultiplex(self._backbone, multiplexer, states.hidden, own, own_mask, words)
+
+
+def composites_of(multiplexer: Multiplexer, states: Padded, hidden: Tensor, mask: Tensor) -> Padded:
+    """The composites `hidden` `[B, T, d]` with their `mask` `[B, T]` that `multiplexer` made of `states`."""
+    lengths = None
+    if multiplexer.positionwise and states.lengths is not None:
+        width = multiplexer.width
+        lengths = tuple(max(states.lengths[first : first + width]) for first in range(0, len(states), width))
+    return Padded(hidden, mask, states.padding_side, lengths)

@@ -18,6 +18,10 @@ from revmux_core.points import OperatingPoint
 Piece = tuple[nn.Module, ...]
 """Neighbouring layers between two seams: no point multiplexes, stops or skips layers within."""
 
+LAST_LAYER = 1 / 6
+"""`last_layer` where the first position of a text is all that is read of it: the others have keys and values there,
+2 of the 12 d^2 operations of a layer's maps, and nothing else. What the first ones add is not counted."""
+
 
 class Pieces:
     """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces.
@@ -53,6 +57,10 @@ class Pieces:
                 piece = []
             piece.append(layer)
         yield tuple(piece)
+
+    def ends(self, piece: Piece) -> bool:
+        """Whether `piece` ends with the model's last layer, or a point's own version of it."""
+        return self._depths[piece[-1]] == len(self.frozen) - 1
 
     def all(self) -> list[Piece]:
         """The pieces of the frozen layers, and of every point's own versions of its upper layers."""
