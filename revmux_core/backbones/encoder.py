@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -52,6 +53,7 @@ class EncoderBackbone:
         # Families differ in what their modules are called with, which their common base class does not type.
         self._encoder: Any = getattr(model, family)
         self._family = config.model_type
+        self._segments: Any = getattr(self._encoder.embeddings, "token_type_embeddings", None)
         stack = self._encoder.transformer if family == "distilbert" else self._encoder.encoder
         self._layers = stack.layer
         self.num_layers = len(self._layers)
@@ -65,18 +67,39 @@ class EncoderBackbone:
         self.max_tokens = config.max_position_embeddings - self._offset
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Tensor:
-        return self._embed(ids, None, type_ids)
+        embeddings = self._encoder.embeddings
+        return self._project(embeddings(ids) if self._segments is None else embeddings(ids, token_type_ids=type_ids))
 
     def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        return self._embed(ids, positions + self._offset, type_ids)
+        tables, first_position, first_segment = self._tables
+        rows = [ids, positions + (first_position + self._offset)]
+        if self._segments is not None:
+            # Second, as the model adds them.
+            rows.insert(1, torch.full_like(ids, first_segment) if type_ids is None else type_ids + first_segment)
+        read = torch.stack([each.flatten() for each in rows], dim=1)
+        summed = F.embedding_bag(read, tables, mode="sum").unflatten(0, ids.shape)
+        return self._project(self._encoder.embeddings.LayerNorm(summed))
 
-    def _embed(self, ids: Tensor, positions: Tensor | None, type_ids: Tensor | None) -> Tensor:
-        if self._family == "distilbert":
-            return self._encoder.embeddings(ids, position_ids=positions)
-        hidden = self._encoder.embeddings(input_ids=ids, token_type_ids=type_ids, position_ids=positions)
-        if hasattr(self._encoder, "embeddings_project"):
-            hidden = self._encoder.embeddings_project(hidden)
-        return hidden
+    @cached_property
+    def _tables(self) -> tuple[Tensor, int, int]:
+        """The tables of words, positions and segments as one, and where in it the latter two begin.
+
+        One call then reads and sums a token's three rows, where the model makes five passes. The model's own tables
+        become parts of it, so that none is held twice.
+        """
+        tables = [self._encoder.embeddings.word_embeddings, self._encoder.embeddings.position_embeddings]
+        if self._segments is not None:
+            tables.append(self._segments)
+        sizes = [len(table.weight) for table in tables]
+        # Ordinary tensors, as the model's are, although it may be a batch that comes here first.
+        with torch.inference_mode(False):
+            joined = torch.cat([table.weight for table in tables])
+            for table, part in zip(tables, joined.split(sizes), strict=True):
+                table.weight = nn.Parameter(part, requires_grad=False)
+        return joined, sizes[0], sizes[0] + sizes[1]
+
+    def _project(self, embedded: Tensor) -> Tensor:
+        return self._encoder.embeddings_project(embedded) if hasattr(self._encoder, "embeddings_project") else embedded
 
     def layers(self, lo: int, hi: int) -> Sequence[nn.Module]:
         return list(self._layers[lo:hi])

@@ -135,16 +135,16 @@ class Packed:
     @classmethod
     def of(cls, texts: Sequence[Tensor], attention_share: float) -> Self:
         """Texts `[T_s, d]` each."""
-        starts = np.cumsum([0, *map(len, texts)])
-        flat = torch.cat([*texts, texts[0].new_zeros(1, texts[0].shape[1])])
-        return cls._laid_out(flat, starts[:-1], np.diff(starts), attention_share)
-
-    @classmethod
-    def _laid_out(cls, flat: Tensor, starts: Index, lengths: Index, attention_share: float) -> Self:
-        """Texts of these `lengths` that begin at `starts` of `flat`, whose last position is zero."""
-        layout = Layout.of(tuple(lengths.tolist()), attention_share)
-        source = layout.spread(np.repeat(starts, lengths) + layout.within, len(flat) - 1)
-        return cls.all(flat.index_select(0, source), layout)
+        layout = Layout.of(tuple(map(len, texts)), attention_share)
+        # In the order in which they stand, with what is free between them, so that each is copied once.
+        order = np.argsort(layout.starts)
+        begins = np.append(layout.starts[order], layout.positions + LENGTH_STEP)
+        free = begins - np.concatenate([[0], begins[:-1] + layout.lengths[order]])
+        zeros = texts[0].new_zeros(int(free.max()), texts[0].shape[1])
+        parts: list[Tensor] = []
+        for number, before in zip(order.tolist(), free.tolist(), strict=False):
+            parts += [zeros[:before], texts[number]] if before else [texts[number]]
+        return cls.all(torch.cat([*parts, zeros[: free[-1]]]), layout)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -190,7 +190,10 @@ class Packed:
         """The same in rows that hold nothing else."""
         if len(self.texts) == len(self.layout):
             return self
-        return self._laid_out(self.flat, self.starts, self.lengths, self.layout.attention_share)
+        lengths = self.lengths
+        layout = Layout.of(tuple(lengths.tolist()), self.layout.attention_share)
+        source = layout.spread(np.repeat(self.starts, lengths) + layout.within, len(self.flat) - 1)
+        return self.all(self.flat.index_select(0, source), layout)
 
     def firsts(self) -> Tensor:
         """The first position of each, `[S, 1, d]`."""

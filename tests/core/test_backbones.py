@@ -144,6 +144,25 @@ def test_a_token_head_reads_every_position_as_the_untouched_model_does(family: s
 
 
 @pytest.mark.parametrize("family", encoder.FAMILIES)
+def test_texts_that_share_a_row_are_embedded_as_by_themselves(family: str) -> None:
+    """Bit for bit, before and after the model's tables became parts of one."""
+    backbone = cast(PackingBackbone, view(make(family)))
+    ids, mask, type_ids = batch(backbone, segments=family in ("bert", "electra"))
+    texts = ids[mask == 1]
+    positions = torch.arange(9).expand_as(ids)[mask == 1]
+    with torch.inference_mode():
+        expected = backbone.embed(ids, mask, type_ids)[mask == 1]
+        types = None if type_ids is None else type_ids[mask == 1].unsqueeze(0)
+        for _ in range(2):
+            found = backbone.embed_packed(texts.unsqueeze(0), positions.unsqueeze(0), types)
+            assert torch.equal(found.squeeze(0), expected)
+        assert torch.equal(backbone.embed(ids, mask, type_ids)[mask == 1], expected)
+    tables = backbone.model.get_input_embeddings().weight
+    assert not tables.is_inference()
+    assert tables.untyped_storage().nbytes() > tables.nbytes, "none is held twice"
+
+
+@pytest.mark.parametrize("family", encoder.FAMILIES)
 def test_a_layer_makes_of_some_positions_what_it_makes_of_all(family: str) -> None:
     backbone = cast(PackingBackbone, view(make(family)))
     generator = torch.Generator().manual_seed(0)
