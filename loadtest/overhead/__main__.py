@@ -22,6 +22,7 @@ from loadtest.peers.compare import answers
 from loadtest.peers.environments import PeerError, call
 from loadtest.peers.line_up import EXPORT_SECONDS
 from loadtest.scaling.engine import BenchError, measure
+from loadtest.scaling.served import MOST_INPUTS, lists_of
 from loadtest.servers import Server, ServerError, raise_errors, running, started
 from loadtest.wire import CLASSIFY
 from loadtest.workload import DataError, read_samples
@@ -39,6 +40,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Visits to each server.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of one run.")] = 5,
     concurrency: Annotated[int, typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight to saturate.")] = 64,
+    inputs: Annotated[int, typer.Option(min=1, max=MOST_INPUTS, help="Texts a request.")] = 1,
 ) -> None:
     """Serve BUNDLE plainly, in one process and behind a front end, and its tokenizer without any model; drive all three
     in turn, and the engine alone, and write what each part takes.
@@ -55,7 +57,7 @@ def main(
     serve = [*revmux, "serve", *source, "--width", "1", "--http-workers"]
     offline: list[float] = []
     try:
-        texts = [sample.text for sample in read_samples(data, text_column)]
+        requests = lists_of([sample.text for sample in read_samples(data, text_column)], inputs)
         with (
             tempfile.TemporaryDirectory() as folder,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -64,10 +66,10 @@ def main(
         ):
             model, answer = Path(folder, "model"), Path(folder, "answer.json")
             call([*revmux, "export", *source, "--out", str(model)], logs / "export.log", EXPORT_SECONDS)
-            answer.write_bytes(runner.run(ask(one, texts[0])))
+            answer.write_bytes(runner.run(ask(one, requests[0])))
             least = [sys.executable, "-m", "loadtest.overhead.floor", "--tokenizer", str(model / "tokenizer.json")]
             least += ["--answer", str(answer)]
-            with started(least, logs / "floor.log", lambda port: answers(port, CLASSIFY, texts[0])) as floor:
+            with started(least, logs / "floor.log", lambda port: answers(port, CLASSIFY, requests[0])) as floor:
                 servers: dict[str, tuple[Server, int | None]] = {
                     ONE: (one, engine_of(one)),
                     FRONT: (front, engine_of(front)),
@@ -75,16 +77,16 @@ def main(
                 }
                 visits: dict[str, list[Visit]] = {name: [] for name in servers}
                 for name, (server, engine) in servers.items():
-                    runner.run(visit(server, engine, texts, concurrency, seconds, rounds))
+                    runner.run(visit(server, engine, requests, inputs, concurrency, seconds, rounds))
                     say(f"{name} is warm")
                 for number in range(rounds):
                     say(f"round {number + 1} of {rounds}")
                     offline.append(_alone(source, one, data, text_column, logs))
                     # No server always goes first.
                     for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
-                        found = runner.run(visit(server, engine, texts, concurrency, seconds, number))
+                        found = runner.run(visit(server, engine, requests, inputs, concurrency, seconds, number))
                         visits[name].append(found)
-                        say(f"  {name}: {found.rate:.1f} requests/s")
+                        say(f"  {name}: {found.rate:.1f} texts/s")
         for name in ("one", "front"):
             raise_errors(logs / f"{name}.log")
     except DataError as error:
@@ -94,9 +96,10 @@ def main(
         say(f"error: {error}")
         raise typer.Exit(1) from error
     settings = f"REVMUX_BACKEND={one.info['backend']} REVMUX_DTYPE={one.info['dtype']}"
-    asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g} --out OUT"
+    asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g}"
+    asked += f" --concurrency {concurrency} --inputs {inputs} --out OUT"
     command = f"{settings} python -m loadtest.overhead {asked}"
-    report.write(Report(command, describe_machine(), concurrency, seconds, offline, visits), out)
+    report.write(Report(command, describe_machine(), concurrency, inputs, seconds, offline, visits), out)
     say(f"wrote {out / 'overhead.md'}")
 
 

@@ -34,8 +34,8 @@ def by_part(seconds: Mapping[tuple[int, int], float], engine: int | None) -> Par
 class Visit:
     """A server in one round, or the medians over rounds.
 
-    Saturated: `rate` answers a second, and the processor time of the `generator` and of the server's `Parts`, in
-    seconds a request. With one request in flight, means in seconds: `client` is what a request took, `request` and
+    Saturated: `rate` texts answered a second, and the processor time of the `generator` and of the server's `Parts`, in
+    seconds a text. With one request in flight, means in seconds: `client` is what a request took, `request` and
     `inference` what the server says of that; None where it says nothing.
     """
 
@@ -50,7 +50,7 @@ class Visit:
 
     @property
     def http(self) -> float:
-        """What a saturated request takes of the server beside the device's threads."""
+        """What a text takes of the saturated server beside the device's threads."""
         return self.front_end + self.loop
 
     @property
@@ -79,5 +79,5 @@ def over_rounds(visits: Sequence[Visit]) -> Visit:
 
 def most_of_offline(device: float, http: float, generator: float) -> float:
     """The share of the engine's own throughput that is left for it at most where all three share the cores, from
-    processor times a request: E / (E + H + G)."""
+    processor times a text: E / (E + H + G)."""
     return device / (device + http + generator)

@@ -27,21 +27,28 @@ def engine_of(server: Server) -> int:
 
 
 async def visit(
-    server: Server, engine: int | None, texts: Sequence[str], concurrency: int, seconds: float, seed: int
+    server: Server,
+    engine: int | None,
+    requests: Sequence[str | list[str]],
+    inputs: int,
+    concurrency: int,
+    seconds: float,
+    seed: int,
 ) -> Visit:
-    """Two runs of `seconds`, one with `concurrency` requests in flight and one with one.
+    """Two runs of `seconds`, one with `concurrency` of the `requests` in flight and one with one. Each is of `inputs`
+    texts.
 
     `engine` is the process with the model; a server without one has no metrics either.
 
     Raises `ServerError` for a request that is not answered: what it cost is not what an answer costs.
     """
-    async with Client(server.port, texts) as client:
+    async with Client(server.port, requests) as client:
         before = by_part(thread_seconds(server.pid), engine)
-        full = await client.closed_loop(shuffled(len(texts), seed), concurrency, seconds)
+        full = await client.closed_loop(shuffled(len(requests), seed), concurrency, seconds)
         after = by_part(thread_seconds(server.pid), engine)
         _all_answered(full)
         counted = read_metrics(server.port) if engine is not None else {}
-        alone = await client.closed_loop(shuffled(len(texts), seed), 1, seconds)
+        alone = await client.closed_loop(shuffled(len(requests), seed), 1, seconds)
         counts = read_metrics(server.port) if engine is not None else {}
         _all_answered(alone)
 
@@ -49,10 +56,11 @@ async def visit(
         """Of a server's own durations, a request."""
         return (counts[series] - counted[series]) / len(alone.outcomes) if counts else None
 
-    front_end, loop, device = ((end - start) / len(full.outcomes) for start, end in zip(before, after, strict=True))
+    texts = inputs * len(full.outcomes)
+    front_end, loop, device = ((end - start) / texts for start, end in zip(before, after, strict=True))
     return Visit(
-        rate=rate(full, 1),
-        generator=full.cpu_share / rate(full, 1),
+        rate=rate(full, inputs),
+        generator=full.cpu_share / rate(full, inputs),
         front_end=front_end,
         loop=loop,
         device=device,
@@ -62,11 +70,11 @@ async def visit(
     )
 
 
-async def ask(server: Server, text: str) -> bytes:
-    """The body of the answer about one text."""
+async def ask(server: Server, texts: str | list[str]) -> bytes:
+    """The body of the answer to one request."""
     connection = await Connection.open(HOST, server.port)
     try:
-        return (await connection.exchange(CLASSIFY.request(HOST, server.port, text))).body
+        return (await connection.exchange(CLASSIFY.request(HOST, server.port, texts))).body
     finally:
         connection.close()
 

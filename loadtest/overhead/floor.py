@@ -37,7 +37,8 @@ def main(
             message = await receive()
             request += message.get("body", b"")
             more = message.get("more_body", False)
-        for encoding in encoder.encode_batch_fast([json.loads(request)["input"]]):
+        asked = json.loads(request)["input"]
+        for encoding in encoder.encode_batch_fast([asked] if isinstance(asked, str) else asked):
             # Python's own list, which a model would be given.
             _ = encoding.ids
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -26,6 +26,7 @@ class Report:
     command: str
     machine: Machine
     concurrency: int
+    inputs: int
     seconds: float
     offline: Sequence[float]
     visits: Mapping[str, Sequence[Visit]]
@@ -56,6 +57,39 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         (name, *(_exact(spent) for spent in (own.client, own.request, own.inference, own.beside_inference)))
         for name, own in medians.items()
     ]
+    parts = [
+        "# What serving costs beside the model",
+        f"`{report.command}`",
+        f"{machine.cpu}, {machine.cores} cores, {size(machine.memory_bytes)} of memory ({machine.system}, Python "
+        f"{machine.python}), which engine, servers and load generator share. All are measured in turn, "
+        f"{len(report.offline)} rounds, {_texts(report.inputs)} a request, {report.seconds:g} s a run; figures are "
+        "medians over rounds. *floor* is uvicorn that reads a request, cuts its texts into tokens and sends an answer "
+        "of the usual size, always the same (`loadtest/overhead/floor.py`).",
+        f"## Saturated: {report.concurrency} in flight",
+        "Milliseconds of processor time a text. *engine's loop* is the main thread of the process with the model "
+        "(in one process it speaks HTTP as well), *device* that process's other threads, *front end* all other "
+        f"processes. The engine alone (`revmux bench`) does {offline:,.1f} sentences a second, "
+        f"{_exact(machine.cores / offline)} ms of these cores each.",
+        table(("server", "texts/s", "of offline", "at most", *_PARTS, "generator", "cores busy"), saturated),
+        *_generator_verdict(medians),
+        "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
+        "H + G), with E the device's time a text, H that of front end and engine's loop, G the generator's. With H "
+        f"and G of the floor and E of one process it is **{share(_most(one, floor))}**, which no server of this stack "
+        f"exceeds here. With the generator elsewhere it is {share(_most(one, one, 0))}, at the floor "
+        f"{share(_most(one, floor, 0))}. What *of offline* lacks of it are cores that are not busy, and a device that "
+        "takes longer a text than alone. The floor's times are the least: its caches are warm, and it reads many "
+        "requests a wake-up. The generator, whose work is the same in all rows, shows how much that is.",
+        "## One request at a time",
+        "Milliseconds, means. *request* and *inference* are the server's own (`/metrics`).",
+        table(("server", "as the client saw it", "request", "inference", "request less inference"), alone),
+    ]
+    if report.inputs == 1:
+        parts += _many(front, floor)
+    return "\n\n".join(parts) + "\n"
+
+
+def _many(front: Visit, floor: Visit) -> list[str]:
+    """What so many requests of one text would take."""
     needed = [
         (name, f"{1 / spent:,.0f}", f"{REQUESTS_A_SECOND * spent:.1f}")
         for name, spent in (
@@ -65,31 +99,7 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
             ("the load generator", front.generator),
         )
     ]
-    parts = [
-        "# What serving costs beside the model",
-        f"`{report.command}`",
-        f"{machine.cpu}, {machine.cores} cores, {size(machine.memory_bytes)} of memory ({machine.system}, Python "
-        f"{machine.python}), which engine, servers and load generator share. All are measured in turn, "
-        f"{len(report.offline)} rounds, one text a request, {report.seconds:g} s a run; figures are medians over "
-        "rounds. *floor* is uvicorn that reads a request, cuts its text into tokens and sends an answer of the usual "
-        "size, always the same (`loadtest/overhead/floor.py`).",
-        f"## Saturated: {report.concurrency} in flight",
-        "Milliseconds of processor time a request. *engine's loop* is the main thread of the process with the model "
-        "(in one process it speaks HTTP as well), *device* that process's other threads, *front end* all other "
-        f"processes. The engine alone (`revmux bench`) does {offline:,.1f} sentences a second, "
-        f"{_exact(machine.cores / offline)} ms of these cores each.",
-        table(("server", "requests/s", "of offline", "at most", *_PARTS, "generator", "cores busy"), saturated),
-        *_generator_verdict(medians),
-        "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
-        "H + G), with E the device's time a request, H that of front end and engine's loop, G the generator's. With H "
-        f"and G of the floor and E of one process it is **{share(_most(one, floor))}**, which no server of this stack "
-        f"exceeds here. With the generator elsewhere it is {share(_most(one, one, 0))}, at the floor "
-        f"{share(_most(one, floor, 0))}. What *of offline* lacks of it are cores that are not busy, and a device that "
-        "takes longer a request than alone. The floor's times are the least: its caches are warm, and it reads many "
-        "requests a wake-up. The generator, whose work is the same in all rows, shows how much that is.",
-        "## One request at a time",
-        "Milliseconds, means. *request* and *inference* are the server's own (`/metrics`).",
-        table(("server", "as the client saw it", "request", "inference", "request less inference"), alone),
+    return [
         f"## {REQUESTS_A_SECOND:,} requests a second, where there are cores for it",
         f"A core bears 1 / (time a request) requests a second; {REQUESTS_A_SECOND:,} take so many times that time of "
         "cores. Computed from the times of one front end above: nothing was run on as many cores.",
@@ -97,7 +107,6 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "The loop of an engine process is one thread, so by this count one such process "
         f"{'can' if REQUESTS_A_SECOND * front.loop <= 1 else 'cannot'} carry them.",
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 _PARTS = ("front end", "engine's loop", "device")
@@ -115,8 +124,12 @@ def _most(model: Visit, rest: Visit, generator: float | None = None) -> float:
 
 def _generator_verdict(medians: Mapping[str, Visit]) -> list[str]:
     limited = [name for name, own in medians.items() if own.rate * own.generator > MAX_CPU_SHARE]
-    text = "**The load generator was a bottleneck** of {}: its requests/s are no limit of the server, its times hold."
+    text = "**The load generator was a bottleneck** of {}: its texts/s are no limit of the server, its times hold."
     return [text.format(", ".join(limited))] if limited else []
+
+
+def _texts(inputs: int) -> str:
+    return "one text" if inputs == 1 else f"{inputs} texts"
 
 
 def _exact(seconds: float | None) -> str:

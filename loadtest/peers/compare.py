@@ -181,8 +181,8 @@ async def _drive(
     return once, full, half, rate, rated
 
 
-def answers(port: int, wire: Wire, text: str) -> bool:
-    """Whether the server answers a text, in its format: what ready means to a client."""
+def answers(port: int, wire: Wire, text: str | list[str]) -> bool:
+    """Whether the server answers a request, in its format: what ready means to a client."""
     request = urllib.request.Request(
         f"http://{HOST}:{port}{wire.path}",
         json.dumps(wire.body(text)).encode(),

@@ -15,6 +15,7 @@ from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.scaling import engine, report, served
 from loadtest.scaling.part import ENGINE_PARTS, PARTS, SERVED_PARTS, Part
+from loadtest.scaling.served import MOST_INPUTS
 from loadtest.servers import ServerError, running
 from loadtest.workload import DataError, read_samples
 
@@ -23,8 +24,6 @@ ROWS = (1, 4, 16, 64, 256)
 CLASSES = (2, 10, 100, 1000)
 CONNECTIONS = (1, 8, 64, 512, 2000)
 INPUTS = (1, 10, 100, 1000)
-# What a server takes as it is set by itself (`revmux serve --max-items-per-request`).
-MOST_INPUTS = 1024
 # Beyond it a server's queue refuses by itself (`revmux serve --max-queue-items`).
 MOST_CONNECTIONS = 4096
 STARTS = {"--width 1": ["--width", "1"], "--width auto": [], "--http-workers 2": ["--http-workers", "2"]}
@@ -51,7 +50,8 @@ def main(
         typer.Option(min=1, max=MOST_CONNECTIONS, help=f"Connections; repeatable. Default: {CONNECTIONS}."),
     ] = None,
     inputs: Annotated[
-        list[int] | None, typer.Option(min=1, max=MOST_INPUTS, help=f"Texts a request; repeatable. Default: {INPUTS}.")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_INPUTS, help=f"Texts a request; repeatable. Default: {INPUTS}."),
     ] = None,
 ) -> None:
     """Measure how throughput, latency and memory of BUNDLE grow, and write a page of curves.

@@ -22,6 +22,8 @@ from loadtest.workload import shuffled
 SPARE_FILES = 256
 # Distinct requests of a list size, at least, so that not every one holds the same texts.
 LISTS = 4
+# What a server takes as it is set by itself (`revmux serve --max-items-per-request`).
+MOST_INPUTS = 1024
 # After it is ready a server may still have something to put away.
 SETTLE_SECONDS = 1.0
 

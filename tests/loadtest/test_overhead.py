@@ -15,7 +15,8 @@ def test_every_part_of_real_servers_is_on_the_page(tiny_bundle_path: Path, tmp_p
     data, out = tmp_path / "texts.txt", tmp_path / "out"
     data.write_text("a good film\nword1 word2\nnot very bad . word3\n")
     command = [sys.executable, "-m", "loadtest.overhead", "--bundle", str(tiny_bundle_path), "--data", str(data)]
-    command += ["--out", str(out), "--rounds", "1", "--seconds", "0.3", "--concurrency", "8"]
+    # Lists, as single texts are but a list's shorter way.
+    command += ["--out", str(out), "--rounds", "1", "--seconds", "0.3", "--concurrency", "8", "--inputs", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document = json.loads((out / "overhead.json").read_text())
@@ -33,6 +34,8 @@ def test_every_part_of_real_servers_is_on_the_page(tiny_bundle_path: Path, tmp_p
     page = (out / "overhead.md").read_text()
     assert str(tmp_path) not in page
     assert "| `--http-workers 1` |" in page
+    assert "2 texts a request" in page
+    assert "## 20,000" not in page, "it is about requests of one text"
 
 
 def test_threads_make_parts() -> None:
