@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.card import model_card
-from revmux_core.data import label_targets, read_examples
-from revmux_core.evaluation import evaluate, evaluate_cascade
+from revmux_core.data import Example, label_targets, read_examples
+from revmux_core.evaluation import evaluate, evaluate_cascade, plain_answers
 from revmux_core.manifest import BUILT_IN, read_manifest
+from revmux_core.plan import Tokens
 
 # SST-2's development set may not be redistributed, so it is not part of the project.
 SST2_DEV = Path(os.environ.get("SST2_DEV", Path(__file__).parents[3] / "shared/data/sst2/dev.tsv"))
@@ -22,6 +25,22 @@ NAME, INTENTS = "sst2-minilm", "banking77-minilm"
 @pytest.fixture(scope="module")
 def demo() -> Bundle:
     return load_bundle(NAME)
+
+
+@dataclass(frozen=True)
+class Sst2:
+    """The development set: its examples, their tokens, and what the plain model answers to them."""
+
+    examples: list[Example]
+    samples: list[Tokens]
+    plain: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def sst2(demo: Bundle) -> Sst2:
+    examples = read_examples(SST2_DEV)
+    samples = demo.tokenizer([(example.text, None) for example in examples])
+    return Sst2(examples, samples, plain_answers(demo.classifier, samples, demo.tokenizer.pad_id))
 
 
 @pytest.mark.parametrize("name", [NAME, INTENTS])
@@ -47,12 +66,10 @@ def test_the_other_demo_knows_77_intents() -> None:
 
 @needs_sst2
 @pytest.mark.parametrize("choice", [2, 4, "n1-l3"])
-def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choice: int | str) -> None:
-    examples = read_examples(SST2_DEV)
-    samples = demo.tokenizer([(example.text, None) for example in examples])
-    targets = label_targets(examples, demo.manifest.problem, samples)
-    point = demo.point(choice)
-    result = evaluate(demo.classifier, point, samples, targets, demo.tokenizer.pad_id, draws=1, seed=1)
+def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, sst2: Sst2, choice: int | str) -> None:
+    targets = label_targets(sst2.examples, demo.manifest.problem, sst2.samples)
+    point, pad_id = demo.point(choice), demo.tokenizer.pad_id
+    result = evaluate(demo.classifier, point, sst2.samples, targets, pad_id, draws=1, seed=1, reference=sst2.plain)
     card = next(row for row in demo.manifest.measured["points"] if row["point"] == point.name)
     assert result.metrics["plain_accuracy"] == pytest.approx(card["plain_accuracy"], abs=0.003)
     # One draw; draws differ by up to two points.
@@ -62,9 +79,9 @@ def test_accuracy_and_agreement_on_sst2_are_those_of_the_card(demo: Bundle, choi
 
 @needs_sst2
 @pytest.mark.parametrize("width", [1, 4])
-def test_guaranteed_answers_on_sst2_keep_the_certified_agreement(demo: Bundle, width: int) -> None:
-    samples = demo.tokenizer([(example.text, None) for example in read_examples(SST2_DEV)])
-    result = evaluate_cascade(demo.classifier, demo.cascade(width), samples, None, demo.tokenizer.pad_id, draws=1)
+def test_guaranteed_answers_on_sst2_keep_the_certified_agreement(demo: Bundle, sst2: Sst2, width: int) -> None:
+    cascade, pad_id = demo.cascade(width), demo.tokenizer.pad_id
+    result = evaluate_cascade(demo.classifier, cascade, sst2.samples, None, pad_id, draws=1, reference=sst2.plain)
     calibration = demo.manifest.calibration
     assert calibration is not None
     entry = next(entry for entry in calibration.cascades if entry.width == width)
