@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is imported, and for the processes that tests start as well. A second thread gains nothing on tiny
+# models, and where another process has its core, every operation waits for it: a test took fifty times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
