@@ -333,23 +333,32 @@ def test_what_cannot_be_served_ends_the_server_with_its_message() -> None:
     assert ended.stderr.splitlines()[-1].startswith("revmux: there is no bundle nowhere")
 
 
-def test_no_process_outlives_a_killed_supervisor(tiny_bundle_path: Path) -> None:
-    with running(tiny_bundle_path) as server:
-        pids = descendants(server.process.pid)
-        assert len(pids) == FRONT_ENDS + 1
-        (folder,) = {command_of(pid).split()[-1] for pid in server.front_ends}
-        server.process.kill()
-        wait_until(lambda: not any(map(alive, pids)), 5)
-        assert not Path(folder).exists()
+@pytest.fixture(scope="module")
+def words_path(task_bundle_paths: dict[ProblemType, Path]) -> Path:
+    return task_bundle_paths["token_classification"]
 
 
-def test_words_and_their_places_survive_the_way_between_processes(task_bundle_paths: dict[ProblemType, Path]) -> None:
-    path = task_bundle_paths["token_classification"]
+@pytest.fixture(scope="module")
+def words_server(words_path: Path) -> Iterator[Running]:
+    """For the last two tests, as `server` has ended; the second of them kills it."""
+    with running(words_path) as server:
+        yield server
+
+
+def test_words_and_their_places_survive_the_way_between_processes(words_server: Running, words_path: Path) -> None:
     text = "a  good film , not bad"
-    (expected,) = load_bundle(path).classify([text], 1)
-    with running(path) as server:
-        wait_until(lambda: server.ready, 60)
-        (item,) = server.client.post("/classify", json={"input": text, "quality": "exact"}).json()["data"]
-        assert expected.entities is not None
-        found = [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in item["entities"]]
-        assert found == [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in expected.entities]
+    (expected,) = load_bundle(words_path).classify([text], 1)
+    wait_until(lambda: words_server.ready, 60)
+    (item,) = words_server.client.post("/classify", json={"input": text, "quality": "exact"}).json()["data"]
+    assert expected.entities is not None
+    found = [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in item["entities"]]
+    assert found == [(e["entity"], e["word"], e["start"], e["end"], e["index"]) for e in expected.entities]
+
+
+def test_no_process_outlives_a_killed_supervisor(words_server: Running) -> None:
+    pids = descendants(words_server.process.pid)
+    assert len(pids) == FRONT_ENDS + 1
+    (folder,) = {command_of(pid).split()[-1] for pid in words_server.front_ends}
+    words_server.process.kill()
+    wait_until(lambda: not any(map(alive, pids)), 5)
+    assert not Path(folder).exists()

@@ -8,12 +8,13 @@ import itertools
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,10 +44,8 @@ MANY = 4096
 TEXTS = [f"{WORDS[i]} is a good film " * (1 + i % 4) for i in range(20)] + ["very bad " * 1200]
 """The last one is tokenized in a thread."""
 BATCH = 3
-in_both_ways = pytest.mark.parametrize(
-    "front_ends",
-    [0, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="front ends need Linux"))],
-)
+BOTH_WAYS = [0, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="front ends need Linux"))]
+"""Front ends: without and with."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,32 @@ def reloads(client: httpx.Client, outcome: str) -> float:
     return metric(client, f'bundle_reloads_total{{outcome="{outcome}"}}')
 
 
-@in_both_ways
-def test_a_hot_swap_under_load_fails_no_request(versions: dict[str, Version], link: Link, front_ends: int) -> None:
+@dataclass(frozen=True)
+class Linked:
+    """A server that serves what `link` leads to."""
+
+    process: subprocess.Popen[str]
+    url: str
+    link: Link
+    front_ends: int
+
+
+@pytest.fixture(scope="module", params=BOTH_WAYS)
+def linked(
+    request: pytest.FixtureRequest, versions: dict[str, Version], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Linked]:
+    """Of the tiny bundle, with room for one request of `MANY` texts behind all others; for the tests that swap it, and
+    last the one that ends it."""
+    link = Link(tmp_path_factory.mktemp("linked") / "current")
+    link.turn_to(versions["tiny"].path)
+    flags = {"max_items_per_request": MANY, "max_queue_items": 4 * MANY, "max_queue_tokens": 10**6}
+    with server_process(link.path, http_workers=request.param, **flags) as (process, url):
+        yield Linked(process, url, link, request.param)
+
+
+def test_a_hot_swap_under_load_fails_no_request(versions: dict[str, Version], linked: Linked) -> None:
+    process, url, link = linked.process, linked.url, linked.link
     with (
-        server_process(link.path, http_workers=front_ends) as (process, url),
         httpx.Client(base_url=url) as client,
         ThreadPoolExecutor(1) as threads,
         Load(versions, url) as load,
@@ -231,10 +252,10 @@ def test_a_hot_swap_under_load_fails_no_request(versions: dict[str, Version], li
     for number in range(CLIENTS):
         names = [name for name, _ in itertools.groupby(load.of(number), key=lambda asked: asked.model)]
         assert names == ["tiny", "next", "tiny"]
-    print(f"{len(load.asked)} requests in three swaps, {front_ends} front ends: none failed")
+    print(f"{len(load.asked)} requests in three swaps, {linked.front_ends} front ends: none failed")
 
 
-@in_both_ways
+@pytest.mark.parametrize("front_ends", BOTH_WAYS)
 def test_what_cannot_be_served_leaves_the_model_in_place(
     versions: dict[str, Version],
     link: Link,
@@ -300,11 +321,9 @@ async def test_the_model_before_is_gone_from_memory(tiny_bundle_path: Path) -> N
     assert not gc.get_freeze_count()
 
 
-@in_both_ways
-def test_sigterm_under_load_answers_all_that_was_admitted(versions: dict[str, Version], front_ends: int) -> None:
-    flags = {"max_items_per_request": MANY, "max_queue_items": 4 * MANY, "max_queue_tokens": 10**6}
+def test_sigterm_under_load_answers_all_that_was_admitted(versions: dict[str, Version], linked: Linked) -> None:
+    process, url = linked.process, linked.url
     with (
-        server_process(versions["tiny"].path, http_workers=front_ends, **flags) as (process, url),
         httpx.Client(base_url=url, timeout=30) as client,
         ThreadPoolExecutor(1) as threads,
         Load(versions, url) as load,
@@ -352,19 +371,23 @@ class Balancer:
 
 
 def test_a_rolling_restart_fails_no_request(versions: dict[str, Version]) -> None:
-    with ExitStack() as servers:
-        running = [servers.enter_context(server_process(versions["tiny"].path)) for _ in range(2)]
+    def start(name: str) -> tuple[subprocess.Popen[str], str]:
+        return servers.enter_context(server_process(versions[name].path))
+
+    with ExitStack() as servers, ThreadPoolExecutor(2) as threads:
+        # Both at once, as most of a start is the reading of libraries in one thread.
+        running = list(threads.map(start, ["tiny"] * 2))
         balancer = Balancer([url for _, url in running])
         with Load(versions, send=balancer.send, pause=0.2) as load:
-            load.wait_for(50)
+            load.wait_for(20)
             for number, (process, _) in enumerate(running):
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(timeout=20) == 0
                 load.wait_for(20)
-                _, balancer.urls[number] = servers.enter_context(server_process(versions["next"].path))
-                load.wait_for(50)
+                _, balancer.urls[number] = start("next")
+                load.wait_for(20)
             restarted = time.monotonic()
-            load.wait_for(50)
+            load.wait_for(20)
         assert load.models() == {"tiny", "next"}
         assert load.models(since=restarted) == {"next"}
     assert (load.failed, load.wrong) == ([], [])
