@@ -86,7 +86,8 @@ async def test_what_is_refused_is_sent_again_until_it_is_lost(monkeypatch: pytes
         seen[number] = seen.get(number, 0) + 1
         return [(200 if seen[number] == 3 else 503, number, probs)]
 
-    tally = await tally_of(third_time)
+    # Few, as each waits twice before it is sent again.
+    tally = await tally_of(third_time, answers=6)
     assert (tally.answered, tally.lost, tally.wrong) == (tally.sent, 0, 0)
     assert tally.statuses()["503"] == 2 * tally.sent
     monkeypatch.setattr(load, "REQUEST_SECONDS", 0.2)
