@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from revmux_core.backbones.base import set_problem
+from revmux_core.backends.graphs import Capture
 from revmux_core.base_model import sha256
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Adapters, MuxClassifier
@@ -195,3 +196,17 @@ def assert_same_answers(bundle: Bundle, reference: MuxClassifier, points: Iterab
         found, _ = run_all(bundle.classifier, samples, point, bundle.tokenizer.pad_id, 200)
         expected, _ = run_all(reference, samples, point, bundle.tokenizer.pad_id, 200)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def counting_capture() -> tuple[Capture, list[int]]:
+    """What records as on a GPU, where a recording is the call itself, and, in a list of one, how many were replayed."""
+    replayed = [0]
+
+    def capture(call: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            replayed[0] += 1
+            call()
+
+        return replay
+
+    return capture, replayed

@@ -212,15 +212,8 @@ class InductorExecutor(PaddedExecutor):
 
     def _program(self, piece: Piece) -> Program:
         if piece not in self._programs:
-            compiled = [self._compile(Layers(self._backbone, part), (3, 1), _states) for part in _parts(piece)]
-
-            def run(hidden: Tensor, mask: Tensor) -> Tensor:
-                with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
-                    for module in compiled:
-                        hidden = module(hidden, mask)
-                return hidden
-
-            self._programs[piece] = run
+            modules = [Layers(self._backbone, part) for part in _parts(piece)]
+            self._programs[piece] = _in_turn([self._compile(module, (3, 1), _states) for module in modules])
         return self._programs[piece]
 
     def _unpadded(self, piece: Piece, firsts: bool) -> Unpadding:
@@ -228,14 +221,7 @@ class InductorExecutor(PaddedExecutor):
             backbone, parts = cast(PackingBackbone, self._backbone), _parts(piece)
             modules = [UnpaddedLayers(backbone, part, firsts and part is parts[-1]) for part in parts]
             compiled = [self._compile(module, (3,), _unpadded_states) for module in modules]
-
-            def run(flat: Tensor, offsets: Tensor, longest: int) -> Tensor:
-                with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
-                    for module in compiled:
-                        flat = module(flat, offsets, longest)
-                return flat
-
-            self._unpadding[piece, firsts] = run
+            self._unpadding[piece, firsts] = _in_turn(compiled)
         return self._unpadding[piece, firsts]
 
     def _multiplex(self, multiplexer: Multiplexer) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -295,6 +281,18 @@ class InductorExecutor(PaddedExecutor):
 def _parts(piece: Piece) -> list[Piece]:
     """A piece as its programs take it."""
     return [piece[lo : lo + LAYERS_TOGETHER] for lo in range(0, len(piece), LAYERS_TOGETHER)]
+
+
+def _in_turn(compiled: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """Programs of layers one after the other: each takes the states that the one before left, and what all take."""
+
+    def run(states: Tensor, *rest: Any) -> Tensor:
+        with _EXCLUSIVE, torch.compiler.set_stance(STANCE):
+            for program in compiled:
+                states = program(states, *rest)
+        return states
+
+    return run
 
 
 def _rows(multiplexer: Multiplexer) -> Sequence[int]:

@@ -73,9 +73,8 @@ class UnpaddedLayers(nn.Module):
     def forward(self, flat: Tensor, offsets: Tensor, longest: int) -> Tensor:
         """The `flat` of `Unpadded`, with its `offsets` and `longest`, to that after the layers, or to the states of the
         first positions: `[S, d]`."""
-        layers = list(self.layers)
-        whole, ends = (layers[:-1], layers[-1:]) if self._firsts else (layers, [])
-        flat = self._backbone.run_unpadded(flat, offsets, longest, whole)
-        for last in ends:
-            flat = self._backbone.run_firsts(flat, offsets, longest, last)
-        return flat
+        if not self._firsts:
+            return self._backbone.run_unpadded(flat, offsets, longest, list(self.layers))
+        *before, last = self.layers
+        flat = self._backbone.run_unpadded(flat, offsets, longest, before)
+        return self._backbone.run_firsts(flat, offsets, longest, last)

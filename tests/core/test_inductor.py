@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from revmux_core.composites import multiplex
 from revmux_core.errors import RevmuxError
 from revmux_core.offline import run_all
 from revmux_core.states import Padded
-from tests.tiny import assert_same_answers, random_samples
+from tests.tiny import assert_same_answers, counting_capture, random_samples
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +104,7 @@ def test_a_batch_has_its_bucket_or_is_too_large(rows: int, length: int) -> None:
 @pytest.fixture(scope="module")
 def recorded(compiled: Bundle) -> tuple[InductorExecutor, list[int]]:
     """An executor that records as on a GPU, where a recording is the call itself, and how many were replayed."""
-    replayed = [0]
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        def replay() -> None:
-            replayed[0] += 1
-            call()
-
-        return replay
-
+    capture, replayed = counting_capture()
     executor = InductorExecutor(compiled.classifier, capture)
     executor.limit(compiled.classifier.points)
     return executor, replayed

@@ -5,7 +5,7 @@ PyTorch has this attention on GPUs alone, so the CPU is given one here, text by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.offline import run_all
 from revmux_core.states import Padded
 from tests.core.test_backbones import make
-from tests.tiny import HIDDEN, random_samples
+from tests.tiny import HIDDEN, counting_capture, random_samples
 
 
 def text_by_text(
@@ -130,15 +130,7 @@ def test_layers_leave_the_padding_out_whatever_the_lengths(unpadding: Bundle, se
 
 
 def test_what_is_recorded_is_replayed_with_its_padding(unpadding: Bundle) -> None:
-    replayed = [0]
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        def replay() -> None:
-            replayed[0] += 1
-            call()
-
-        return replay
-
+    capture, replayed = counting_capture()
     executor = InductorExecutor(unpadding.classifier, capture)
     small, large = [20, 10], [20] * (GRAPH_TOKENS // 20)
     assert (executor.positions(small), executor.positions([*large, 1])) == (2 * 24, sum(large) + 1)
