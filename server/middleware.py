@@ -44,6 +44,14 @@ class Observe:
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST_ID.set(request_id)
         status = 0
+        counted = False
+
+        def count(status: int) -> None:
+            nonlocal counted
+            counted = True
+            # The route's template, never the path that the client sent.
+            path = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.observe_request(path, status, time.perf_counter() - start)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -52,6 +60,9 @@ class Observe:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if self._service.ending:
                     message["headers"].append((b"connection", b"close"))
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                # Before the write: a process that is killed right after it has counted what its client got.
+                count(status)
             await send(message)
 
         try:
@@ -63,10 +74,8 @@ class Observe:
             if not status:
                 await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
         finally:
-            # The route's template, never the path that the client sent.
-            path = getattr(scope.get("route"), "path", "unknown")
-            status = status or errors.ClientDisconnected.status
-            self._metrics.observe_request(path, status, time.perf_counter() - start)
+            if not counted:
+                count(status or errors.ClientDisconnected.status)
 
 
 class LimitBody:
