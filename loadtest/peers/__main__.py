@@ -41,6 +41,9 @@ def main(
     rate: Annotated[
         list[float] | None, typer.Option(min=1, help="Requests a second that all get alike; repeatable.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Keep all servers up and visit them in turn, for many short rounds.")
+    ] = False,
     venvs: Annotated[Path | None, typer.Option(help="Folder of the peers' environments. Default: OUT/venvs.")] = None,
     ours_options: Annotated[str, typer.Option(help="Options of `revmux serve` for our own servers.")] = "",
 ) -> None:
@@ -55,7 +58,7 @@ def main(
     unknown = chosen - {peer.key for peer in PEERS}
     if unknown:
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--only")
-    plan = Plan(concurrency, rounds, seconds, tuple(rate or ()))
+    plan = Plan(concurrency, rounds, seconds, tuple(rate or ()), together)
     out.mkdir(parents=True, exist_ok=True)
     logs, model, sentences = out / "logs", out / "model", out / "calibration.txt"
     logs.mkdir(exist_ok=True)

@@ -1,16 +1,20 @@
 """Drives one server after the other, round by round, with the same sentences.
 
-Only one server is up at a time, started anew for every visit: some peers poll while idle (Ray's daemons, worker
-loops), and on few cores that would slow whoever is being measured. It costs a start a visit, and gives the start time
-as often as everything else. A round goes through all servers, so that a drift of the machine's speed meets all alike.
+By default only one server is up at a time, started anew for every visit: some peers poll while idle (Ray's daemons,
+worker loops), and on few cores that would slow whoever is being measured. It costs a start a visit, and gives the start
+time as often as everything else. A round goes through all servers, so that a drift of the machine's speed meets all
+alike. Where it drifts within a round, as on a shared host, many short rounds say more than a few long ones: then all
+servers stay up, and what the others use meanwhile is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,8 +25,9 @@ from loadtest.client import Client
 from loadtest.measure import OK, Run, Summary, over_rounds, summarize
 from loadtest.peers.environments import last_line
 from loadtest.peers.peer import Peer, Setting
+from loadtest.processes import cpu_seconds
 from loadtest.scenarios import PASS_SECONDS
-from loadtest.servers import HOST, ServerError, raise_errors, started
+from loadtest.servers import HOST, Server, ServerError, raise_errors, started
 from loadtest.wire import Wire
 from loadtest.workload import poisson_arrivals, shuffled
 
@@ -37,30 +42,35 @@ FIRST_ANSWER_SECONDS = 30.0
 class Plan:
     """`concurrency` requests in flight for saturation; `seconds` a run, `rounds` of them.
 
-    `rates` are loads, in requests a second, that all servers get alike.
+    `rates` are loads, in requests a second, that all servers get alike. With `together` a server stays up from its
+    first visit on, and answers every sentence once on that one only.
     """
 
     concurrency: int
     rounds: int
     seconds: float
     rates: tuple[float, ...] = ()
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One round of one server. `passed` is every sentence once, `half` the open loop at `half_rate` requests a second.
+    """One round of one server. `passed` is every sentence once, where that was its turn, `half` the open loop at
+    `half_rate` requests a second.
 
     `start_seconds` run from starting the process to the first right-formed answer. `rated` has the open loops at the
-    plan's rates, None at one that is more than the server bears.
+    plan's rates, None at one that is more than the server bears. `others_cpu_share`, of one core, is what the other
+    servers that were up took meanwhile.
     """
 
     start_seconds: float
     peak_rss_bytes: int | None
-    passed: Summary
+    passed: Summary | None
     saturated: Summary
     half: Summary
     half_rate: float
     rated: tuple[Summary | None, ...] = ()
+    others_cpu_share: float = 0.0
 
 
 @dataclass(slots=True)
@@ -83,7 +93,7 @@ class Contender:
     def over_rounds(self) -> tuple[Summary, Summary, Summary]:
         """`passed`, `saturated` and `half` over all visits, of which there must be one."""
         return (
-            over_rounds([visit.passed for visit in self.visits]),
+            over_rounds([visit.passed for visit in self.visits if visit.passed is not None]),
             over_rounds([visit.saturated for visit in self.visits]),
             over_rounds([visit.half for visit in self.visits]),
         )
@@ -116,55 +126,82 @@ def compare(
     where the first fails before it has answered everything once.
     """
     reference: dict[int, str] = {}
-    for number in range(plan.rounds):
-        for index, contender in enumerate(contenders):
-            if contender.problem is not None:
-                continue
-            progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
-            log = logs / f"{contender.peer.key}-{index}.log"
-            try:
-                visit = _visit(contender, texts, labels, reference, plan, number, log)
-            except ServerError as error:
-                if contender is contenders[0]:
-                    raise
-                contender.problem = last_line(str(error))
-                progress(f"  failed: {contender.problem}")
-                continue
-            contender.visits.append(visit)
-            progress(f"  {visit.saturated.throughput:.1f} requests/s, started in {visit.start_seconds:.1f} s")
+    up: dict[int, Server] = {}
+    with ExitStack() as kept, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        for number in range(plan.rounds):
+            for index, contender in enumerate(contenders):
+                if contender.problem is not None:
+                    continue
+                progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
+                log = logs / f"{contender.peer.key}-{index}.log"
+                try:
+                    with ExitStack() as own:
+                        server = up.get(index)
+                        if server is None:
+                            server = (kept if plan.together else own).enter_context(_served(contender, texts, log))
+                        if plan.together:
+                            up[index] = server
+                        others = [other for other in up.values() if other is not server]
+                        visit = _visit(contender, server, others, texts, labels, reference, plan, number, runner)
+                    if contender.peer.requirements is None:
+                        raise_errors(log)
+                except ServerError as error:
+                    if contender is contenders[0]:
+                        raise
+                    contender.problem = last_line(str(error))
+                    progress(f"  failed: {contender.problem}")
+                    continue
+                contender.visits.append(visit)
+                progress(f"  {visit.saturated.throughput:.1f} requests/s, started in {visit.start_seconds:.1f} s")
 
 
 def _visit(
     contender: Contender,
+    server: Server,
+    others: Sequence[Server],
     texts: Sequence[str],
     labels: Sequence[str | None],
     reference: dict[int, str],
     plan: Plan,
     seed: int,
-    log: Path,
+    runner: asyncio.Runner,
 ) -> Visit:
     wire = contender.setting.wire
-    with (
-        started(contender.command, log, lambda port: answers(port, wire, texts[0]), contender.variables) as server,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        once, full, half, rate, rated = runner.run(_drive(server.port, wire, texts, plan, seed))
-        peak = server.peak_rss_bytes()
-    if contender.peer.requirements is None:
-        raise_errors(log)
-    if not reference:
-        reference.update({o.sample: o.label for o in once.outcomes if o.label is not None})
-    passed, saturated, halved = (summarize(run, labels, reference) for run in (once, full, half))
+    passed = None
+    if not (plan.together and contender.visits):
+        once = runner.run(_pass(server.port, wire, texts, plan))
+        if not reference:
+            reference.update({o.sample: o.label for o in once.outcomes if o.label is not None})
+        passed = summarize(once, labels, reference)
+    began, used = time.perf_counter(), _cpu_seconds(others)
+    full, half, rate, rated = runner.run(_drive(server.port, wire, texts, plan, seed))
+    others_share = (_cpu_seconds(others) - used) / (time.perf_counter() - began)
+    saturated, halved = (summarize(run, labels, reference) for run in (full, half))
     at_rates = tuple(None if run is None else summarize(run, labels, reference) for run in rated)
-    return Visit(server.start_seconds, peak, passed, saturated, halved, rate, at_rates)
+    peak = server.peak_rss_bytes()
+    return Visit(server.start_seconds, peak, passed, saturated, halved, rate, at_rates, others_share)
+
+
+def _served(contender: Contender, texts: Sequence[str], log: Path) -> AbstractContextManager[Server]:
+    wire = contender.setting.wire
+    return started(contender.command, log, lambda port: answers(port, wire, texts[0]), contender.variables)
+
+
+def _cpu_seconds(servers: Sequence[Server]) -> float:
+    return sum(cpu_seconds(server.pid) or 0.0 for server in servers)
+
+
+async def _pass(port: int, wire: Wire, texts: Sequence[str], plan: Plan) -> Run:
+    """Every sentence once, which also warms the server up."""
+    async with Client(port, texts, wire=wire) as client:
+        return await client.closed_loop(iter(range(len(texts))), plan.concurrency, PASS_SECONDS)
 
 
 async def _drive(
     port: int, wire: Wire, texts: Sequence[str], plan: Plan, seed: int
-) -> tuple[Run, Run, Run, float, list[Run | None]]:
-    """Every sentence once, which also warms the server up, then saturation, half of that, and the plan's rates."""
+) -> tuple[Run, Run, float, list[Run | None]]:
+    """Saturation, half of that, and the plan's rates."""
     async with Client(port, texts, wire=wire) as client:
-        once = await client.closed_loop(iter(range(len(texts))), plan.concurrency, PASS_SECONDS)
         full = await client.closed_loop(shuffled(len(texts), seed), plan.concurrency, plan.seconds)
         answered = sum(o.status == OK and o.done <= full.seconds for o in full.outcomes)
         if not answered:
@@ -178,7 +215,7 @@ async def _drive(
 
         half = await at(rate)
         rated = [await at(own) if own <= BEARABLE * rate / HALF else None for own in plan.rates]
-    return once, full, half, rate, rated
+    return full, half, rate, rated
 
 
 def answers(port: int, wire: Wire, text: str | list[str]) -> bool:

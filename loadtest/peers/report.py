@@ -86,12 +86,23 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def to_markdown(report: Report) -> str:
     machine, plan = report.machine, report.plan
+    visits = [visit for contender in report.contenders for visit in contender.visits]
+    if plan.together:
+        others = max((visit.others_cpu_share for visit in visits), default=0.0)
+        up = (
+            f"All servers stayed up through {plan.rounds} rounds, which went through them in turn (those that were not "
+            f"asked took {others:.1%} of a core at most): on the first visit every sentence once, on each"
+        )
+    else:
+        up = (
+            f"One server was up at a time, started anew for each of {plan.rounds} rounds, which went through all "
+            "servers in turn: every sentence once,"
+        )
     parts = [
         f"# `{report.bundle}` beside other servers",
         f"The same model and the {report.sentences} sentences of `{report.data}`, one a request. Servers and load "
         f"generator ran on {machine.cpu}, {machine.cores} cores, {size(machine.memory_bytes)} of memory "
-        f"({machine.system}, Python {machine.python}). One server was up at a time, started anew for each of "
-        f"{plan.rounds} rounds, which went through all servers in turn: every sentence once, {plan.seconds:g} s with "
+        f"({machine.system}, Python {machine.python}). {up} {plan.seconds:g} s with "
         f"{plan.concurrency} requests in flight (saturation), {plan.seconds:g} s of Poisson arrivals at half of what "
         "it had then answered.",
         table(HEAD, [_row(contender, report.yardstick) for contender in report.contenders]),

@@ -77,22 +77,28 @@ def test_a_ready_environment_is_used_as_it_is(out: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_ours_and_a_peer_serve_the_same_model(tiny_bundle_path: Path, out: Path, here: None) -> None:
+@pytest.mark.parametrize("together", [False, True], ids=["one at a time", "together"])
+def test_ours_and_a_peer_are_driven_in_turn(tiny_bundle_path: Path, out: Path, here: None, together: bool) -> None:
     model = out / "model"
     export_plain(tiny_bundle_path, model)
     own = ours(str(tiny_bundle_path), None, ["--log-level", "warning"])
     broken = replace(peer("fastapi").settings[0], command=("{python}", "-c", "print('no'); exit(3)"))
     peers = [
         replace(own, settings=own.settings[:1]),
-        replace(peer("fastapi"), settings=[*peer("fastapi").settings[1:], broken]),
+        replace(peer("fastapi"), settings=[*(peer("fastapi").settings[1:] if together else []), broken]),
     ]
     lines: list[str] = []
     contenders = [c for each in peers for c in line_up(each, out / "venv", model, out, out, lines.append)]
-    compare(contenders, TEXTS, [None] * len(TEXTS), Plan(4, 1, 0.5, (4.0, 1e6)), out / "logs", lines.append)
-    plain, fastapi, failed = contenders
-    for contender in (plain, fastapi):
-        (visit,) = contender.visits
+    plan = Plan(4, 1 + together, 0.5, (4.0, 1e6), together)
+    compare(contenders, TEXTS, [None] * len(TEXTS), plan, out / "logs", lines.append)
+    *served, failed = contenders
+    assert len(served) == 1 + together
+    for contender in served:
+        visit, *more = contender.visits
         assert contender.problem is None
+        assert [(again.start_seconds, again.passed) for again in more] == [(visit.start_seconds, None)] * together
+        assert together or visit.others_cpu_share == 0
+        assert visit.passed is not None
         assert visit.passed.errors == visit.saturated.errors == visit.half.errors == {}
         assert visit.passed.agreement == 1
         assert visit.saturated.throughput > 0
@@ -102,5 +108,5 @@ def test_ours_and_a_peer_serve_the_same_model(tiny_bundle_path: Path, out: Path,
         assert beyond is None
         assert visit.half_rate == pytest.approx(visit.saturated.throughput / 2)
         assert (visit.peak_rss_bytes or 0) > 2**20 or sys.platform != "linux"
-    assert fastapi.version == "5.0"
+    assert [contender.version for contender in served[1:]] == ["5.0"] * together
     assert (failed.visits, failed.problem) == ([], "no")
