@@ -163,8 +163,10 @@ def collate(
                 raise ValueError(f"the plan starts a sample after {group.start} layers, which it does not stand at")
         if states:
             prefilled.append(states)
-    ids, _, type_ids = pad(fresh, pad_id, padding_side, longest)
-    mask, place = make_mask(lengths, longest, padding_side), torch.from_numpy(np.argsort(order))
+    ids, mask, type_ids = pad(fresh, pad_id, padding_side, longest)
+    if prefilled:
+        mask = make_mask(lengths, longest, padding_side)
+    place = torch.from_numpy(np.argsort(order))
     # Encoders alone answer by word, and they are padded on the right, so positions are the same in the batch.
     words = [samples[index].words for index in order]
     read = None if words[0] is None else Words.of([own or [] for own in words])
@@ -193,7 +195,8 @@ def pad(
     for row, sample in enumerate(samples):
         columns = slice(0, len(sample)) if padding_side == "right" else slice(longest - len(sample), longest)
         ids[row, columns] = sample.ids
-        if type_ids is not None and sample.type_ids is not None:
+        # Of one text all are 0, as they are already.
+        if type_ids is not None and sample.type_ids is not None and any(sample.type_ids):
             type_ids[row, columns] = sample.type_ids
     mask = make_mask(lengths, longest, padding_side)
     return torch.from_numpy(ids), mask, None if type_ids is None else torch.from_numpy(type_ids)
