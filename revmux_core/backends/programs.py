@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +22,20 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Layers, Multiplexing, check_outputs, example_states
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
 """Relative error a layer at which a program is refused, and of any program: what tracing gets wrong is as large as
 the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
+
+COPIES, OFTEN, LARGEST_COPIED = 4, 8, 2**24
+"""How many copies a program has at most, after how many runs at a length it gets one, and how many weights it may have
+for that: each copy holds its own."""
+
+COPYING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-copies")
 
 
 def has_bfloat16() -> bool:
@@ -79,29 +91,52 @@ class Shortcut(Adapter):
 
 
 class Program:
-    """A compiled module. Tensors are shared with PyTorch: none is copied on its way in."""
+    """A compiled module, which `compiled` makes. Tensors are shared with PyTorch: none is copied on its way in.
 
-    def __init__(self, request: ov.InferRequest) -> None:
-        self._request = request
+    OpenVINO prepares all of a program anew whenever its inputs have other shapes than the last time, which takes up to
+    as long as a text alone does. So a program has up to `copies` of its own, for single rows of the first lengths that
+    come `OFTEN`; they are made in another thread, while it goes on.
+    """
+
+    def __init__(self, compiled: Callable[[], ov.InferRequest], copies: int = 0) -> None:
+        self._compiled = compiled
+        self._request = compiled()
+        self._missing = copies
+        self._runs: Counter[int] = Counter()
+        self._copies: dict[int, Future[ov.InferRequest]] = {}
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module's outputs."""
-        self._infer(inputs)
+        _infer(self._request, inputs)
         # Copied: the next run overwrites the program's own outputs, whose shapes only it knows beforehand.
         outputs = range(len(self._request.model_outputs))
         return tuple(torch.from_numpy(self._request.get_output_tensor(n).data.copy()) for n in outputs)
 
     def run_into(self, output: Tensor, *inputs: Tensor) -> None:
         """Has the module write its one output there, a contiguous tensor of the right shape."""
-        self._request.set_output_tensor(0, _shared(output))
-        self._infer(inputs)
+        rows, length, *_ = inputs[0].shape
+        request = self._for_row(length) if rows == 1 else self._request
+        request.set_output_tensor(0, _shared(output))
+        _infer(request, inputs)
 
-    def _infer(self, inputs: tuple[Tensor, ...]) -> None:
-        # Held until they were read: sharing does not keep them alive.
-        held = [tensor.contiguous() for tensor in inputs]
-        for number, tensor in enumerate(held):
-            self._request.set_input_tensor(number, _shared(tensor))
-        self._request.infer()
+    def _for_row(self, length: int) -> ov.InferRequest:
+        """What runs a single row of `length` positions."""
+        copy = self._copies.get(length)
+        if copy is not None:
+            return copy.result() if copy.done() else self._request
+        if self._missing:
+            self._runs[length] += 1
+            if self._runs[length] == OFTEN:
+                self._missing -= 1
+                self._copies[length] = COPYING.submit(self._copy)
+        return self._request
+
+    def _copy(self) -> ov.InferRequest:
+        try:
+            return self._compiled()
+        except Exception:
+            logger.exception("a program could not be copied")
+            return self._request
 
 
 class Compiler:
@@ -130,16 +165,21 @@ class Compiler:
             traced = torch.jit.trace(module.eval(), example, check_trace=False)
         # Not `ov.convert_model`, which reports its use over the network.
         frontend = FrontEndManager().load_by_framework("pytorch")
-        # Held here: the frontend does not keep it alive.
+        # Held, and with the program: neither the frontend nor the model keeps it alive.
         decoder = TorchScriptPythonDecoder(traced)
         model = frontend.convert(frontend.load(decoder))
         model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
         if self._quantizes and isinstance(module, PackedLayers | PackedEnd | Mix):
             _quantize(model)
-        request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        program = Program(request)
+        small = sum(weights.numel() for weights in module.parameters()) <= LARGEST_COPIED
+        copies = COPIES if small and isinstance(module, PackedLayers | PackedEnd) else 0
+        program = Program(partial(self._request, model, decoder), copies)
         _check(module, program, _example(module, 3, 11, size))
         return program
+
+    def _request(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
+        """One of `model`, whose weights are those that `decoder` holds."""
+        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 
 
 def _quantize(model: ov.Model) -> None:
@@ -202,6 +242,14 @@ def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> 
     tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
     check_outputs("openvino", program.run(*example), expected, mask, tolerance)
+
+
+def _infer(request: ov.InferRequest, inputs: tuple[Tensor, ...]) -> None:
+    # Held until they were read: sharing does not keep them alive.
+    held = [tensor.contiguous() for tensor in inputs]
+    for number, tensor in enumerate(held):
+        request.set_input_tensor(number, _shared(tensor))
+    request.infer()
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:
