@@ -46,12 +46,15 @@ class Observe:
         status = 0
         counted = False
 
-        def count(status: int) -> None:
+        def count() -> None:
             nonlocal counted
+            if counted:
+                return
             counted = True
             # The route's template, never the path that the client sent.
             path = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.observe_request(path, status, time.perf_counter() - start)
+            answered = status or errors.ClientDisconnected.status
+            self._metrics.observe_request(path, answered, time.perf_counter() - start)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -62,7 +65,7 @@ class Observe:
                     message["headers"].append((b"connection", b"close"))
             elif message["type"] == "http.response.body" and not message.get("more_body"):
                 # Before the write: a process that is killed right after it has counted what its client got.
-                count(status)
+                count()
             await send(message)
 
         try:
@@ -74,8 +77,7 @@ class Observe:
             if not status:
                 await errors.answer(errors.InternalError(request_id), scope["path"])(scope, receive, send_with_id)
         finally:
-            if not counted:
-                count(status or errors.ClientDisconnected.status)
+            count()
 
 
 class LimitBody:

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -128,31 +129,30 @@ def compare(
     reference: dict[int, str] = {}
     up: dict[int, Server] = {}
     with ExitStack() as kept, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        for number in range(plan.rounds):
-            for index, contender in enumerate(contenders):
-                if contender.problem is not None:
-                    continue
-                progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
-                log = logs / f"{contender.peer.key}-{index}.log"
-                try:
-                    with ExitStack() as own:
-                        server = up.get(index)
-                        if server is None:
-                            server = (kept if plan.together else own).enter_context(_served(contender, texts, log))
-                        if plan.together:
-                            up[index] = server
-                        others = [other for other in up.values() if other is not server]
-                        visit = _visit(contender, server, others, texts, labels, reference, plan, number, runner)
-                    if contender.peer.requirements is None:
-                        raise_errors(log)
-                except ServerError as error:
-                    if contender is contenders[0]:
-                        raise
-                    contender.problem = last_line(str(error))
-                    progress(f"  failed: {contender.problem}")
-                    continue
-                contender.visits.append(visit)
-                progress(f"  {visit.saturated.throughput:.1f} requests/s, started in {visit.start_seconds:.1f} s")
+        for number, (index, contender) in product(range(plan.rounds), enumerate(contenders)):
+            if contender.problem is not None:
+                continue
+            progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
+            log = logs / f"{contender.peer.key}-{index}.log"
+            try:
+                with ExitStack() as own:
+                    server = up.get(index)
+                    if server is None:
+                        server = (kept if plan.together else own).enter_context(_served(contender, texts, log))
+                    if plan.together:
+                        up[index] = server
+                    others = [other for other in up.values() if other is not server]
+                    visit = _visit(contender, server, others, texts, labels, reference, plan, number, runner)
+                if contender.peer.requirements is None:
+                    raise_errors(log)
+            except ServerError as error:
+                if contender is contenders[0]:
+                    raise
+                contender.problem = last_line(str(error))
+                progress(f"  failed: {contender.problem}")
+                continue
+            contender.visits.append(visit)
+            progress(f"  {visit.saturated.throughput:.1f} requests/s, started in {visit.start_seconds:.1f} s")
 
 
 def _visit(

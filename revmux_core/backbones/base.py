@@ -83,7 +83,7 @@ class PackingBackbone(Backbone, Protocol):
     row, and which pools a text from its first position, or reads every word from its own."""
 
     def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        """As `embed`, of ids that stand at `positions` `[S, T]` of their texts, from 0 on."""
+        """As `embed`, of ids that stand at `positions` `[S, T]` of their texts, from 0 on; on a CPU."""
         ...
 
     def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: nn.Module) -> Tensor:

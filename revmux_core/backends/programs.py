@@ -36,6 +36,7 @@ COPIES, OFTEN, LARGEST_COPIED = 4, 8, 2**24
 for that: each copy holds its own."""
 
 COPYING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-copies")
+"""Makes them, one after the other, so that serving loses one core to it at most."""
 
 
 def has_bfloat16() -> bool:
@@ -101,7 +102,7 @@ class Program:
     def __init__(self, compiled: Callable[[], ov.InferRequest], copies: int = 0) -> None:
         self._compiled = compiled
         self._request = compiled()
-        self._missing = copies
+        self._most = copies
         self._runs: Counter[int] = Counter()
         self._copies: dict[int, Future[ov.InferRequest]] = {}
 
@@ -124,10 +125,9 @@ class Program:
         copy = self._copies.get(length)
         if copy is not None:
             return copy.result() if copy.done() else self._request
-        if self._missing:
+        if len(self._copies) < self._most:
             self._runs[length] += 1
             if self._runs[length] == OFTEN:
-                self._missing -= 1
                 self._copies[length] = COPYING.submit(self._copy)
         return self._request
 
@@ -173,11 +173,11 @@ class Compiler:
             _quantize(model)
         small = sum(weights.numel() for weights in module.parameters()) <= LARGEST_COPIED
         copies = COPIES if small and isinstance(module, PackedLayers | PackedEnd) else 0
-        program = Program(partial(self._request, model, decoder), copies)
+        program = Program(partial(self._compiled, model, decoder), copies)
         _check(module, program, _example(module, 3, 11, size))
         return program
 
-    def _request(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
+    def _compiled(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
         """One of `model`, whose weights are those that `decoder` holds."""
         return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 

@@ -5,7 +5,6 @@ PyTorch has this attention on GPUs alone, so the CPU is given one here, text by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,10 +44,11 @@ def text_by_text(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def attention_without_padding() -> Iterator[None]:
-    with torch.library._scoped_library("torch_attn", "IMPL") as library:
-        library.impl("_varlen_attn", text_by_text, "CPU")
-        yield
+def attention_without_padding() -> torch.library.Library:
+    # The kernel is there for as long as this object is, which pytest drops after the module's last test.
+    kernels = torch.library.Library("torch_attn", "IMPL")
+    kernels.impl("_varlen_attn", text_by_text, "CPU")
+    return kernels
 
 
 def states(rows: int, length: int, seed: int = 0) -> Padded:
