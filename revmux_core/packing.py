@@ -7,8 +7,9 @@ Pure: no torch.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd, lcm
 
 ROW_LENGTH = 128
 """Positions of the longest rows of texts no longer than that. A text attends within its row, so longer rows cost more
@@ -17,13 +18,41 @@ than the padding that they save."""
 SHORTEST_ROWS = 64
 """Shorter rows would save little attention, and make many shapes."""
 
-CAPACITY_STEP, LENGTH_STEP = 16, 8
-"""What rows may hold is a multiple of the first, and what they hold is padded to one of the second."""
+LENGTH_STEP = 16
+"""Rows are as long as a multiple of this. Kernels for other lengths are up to a third slower, or no faster than for the
+next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCosts:
+    """What rows cost on a device.
+
+    `attention_share` is what one position more in the row adds to a position's cost, as a share of what it costs
+    without attention. Several rows of one length together have a multiple of `together` positions, as kernels take no
+    less time for fewer.
+    """
+
+    attention_share: float
+    together: int = 1
+
+    def of(self, rows: int, length: int) -> float:
+        """The cost of so many rows, in positions without attention."""
+        return rows * length * (1 + length * self.attention_share)
+
+    def shapes(self, rows: int, length: int) -> Iterator[tuple[int, int]]:
+        """Numbers of rows and their lengths that have room for this, each with what is added to either."""
+        if rows == 1:
+            yield 1, length
+            return
+        for count in range(rows, rows + max(self.together // LENGTH_STEP, 1)):
+            step = lcm(LENGTH_STEP, self.together // gcd(self.together, count))
+            yield count, -(-length // step) * step
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Rows of one length: `rows` lists the texts of each, by number, in the order in which they stand there."""
+    """Rows of one length: `rows` lists the texts of each, by number, in the order in which they stand there. The last
+    ones may be empty."""
 
     rows: tuple[tuple[int, ...], ...]
     length: int
@@ -33,14 +62,13 @@ class Packing:
         return len(self.rows) * self.length
 
 
-def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
+def pack(lengths: Sequence[int], costs: RowCosts) -> list[Packing]:
     """Rows for texts of these lengths, all of them at least 1.
 
-    `attention_share` is what one position more in the row adds to a position's cost, as a share of what it costs
-    without attention. Texts of unlike lengths get rows of their own kind, one `Packing` for each multiple of
-    `ROW_LENGTH`, so that short ones do not pay for long rows; but what long ones leave free is filled with short ones.
-    Of all the rows' possible lengths the one that costs least is taken: O(n^2) steps at worst, of which all but
-    O(n log n) are the insertions into a list.
+    Texts of unlike lengths get rows of their own kind, one `Packing` for each multiple of `ROW_LENGTH`, so that short
+    ones do not pay for long rows; but what long ones leave free is filled with short ones. Of all the rows' possible
+    lengths the one that costs least is taken: O(n^2) steps at worst, of which all but O(n log n) are the insertions
+    into a list.
     """
     waiting = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     packings = []
@@ -48,13 +76,15 @@ def pack(lengths: Sequence[int], attention_share: float) -> list[Packing]:
         longest = lengths[waiting[0]]
         most = -(-longest // ROW_LENGTH) * ROW_LENGTH
         own = [number for number in waiting if lengths[number] > most - ROW_LENGTH]
-        least = max(-(-longest // CAPACITY_STEP) * CAPACITY_STEP, SHORTEST_ROWS)
+        least = max(-(-longest // LENGTH_STEP) * LENGTH_STEP, SHORTEST_ROWS)
         # Beyond what holds them all in one row nothing changes any more.
-        enough = max(sum(lengths[number] for number in own) + CAPACITY_STEP - 1, least)
-        rows, length = min(
-            (_rows(own, lengths, capacity) for capacity in range(least, min(enough, most) + 1, CAPACITY_STEP)),
-            key=lambda choice: len(choice[0]) * choice[1] * (1 + choice[1] * attention_share),
+        enough = max(sum(lengths[number] for number in own) + LENGTH_STEP - 1, least)
+        filled = [_rows(own, lengths, capacity) for capacity in range(least, min(enough, most) + 1, LENGTH_STEP)]
+        rows, (count, length) = min(
+            ((rows, shape) for rows, length in filled for shape in costs.shapes(len(rows), length)),
+            key=lambda choice: costs.of(*choice[1]),
         )
+        rows += [[] for _ in range(count - len(rows))]
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
     return packings

@@ -25,7 +25,7 @@ from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
-from revmux_core.packing import LENGTH_STEP
+from revmux_core.packing import LENGTH_STEP, RowCosts
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 
@@ -38,6 +38,10 @@ ATTENTION_WEIGHT = 2
 """Of an encoder layer of hidden size d the linear maps are 24 d^2 operations a position, and attention 4 d for every
 position of its row, a share of 1/(6 d) for each. These take longer than those, as much goes to softmax and the mask:
 1.4 times in float32 and 3.4 in bfloat16 with AMX, d = 384."""
+
+AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
+"""Positions that a matrix product takes at a time where the CPU has AMX, by precision. Of the last ones fewer than that
+take as long or longer: 1,008 positions 1.2 times as long as 1,024 (`docs/performance.md`)."""
 
 
 class OpenVinoExecutor:
@@ -58,7 +62,8 @@ class OpenVinoExecutor:
         self._adapters: dict[tuple[type[Adapter], Multiplexer], Program] = {}
         self._compiler = Compiler(dtype)
         self._dtype = dtype
-        self._attention_share = ATTENTION_WEIGHT / (6 * classifier.backbone.hidden_size)
+        together = AMX_TOGETHER.get(dtype, 1) if torch.cpu.get_capabilities().get("amx_bf16") else 1
+        self._costs = RowCosts(ATTENTION_WEIGHT / (6 * classifier.backbone.hidden_size), together)
 
     @property
     def precision(self) -> str:
@@ -70,12 +75,12 @@ class OpenVinoExecutor:
         self._adapters.clear()
 
     def positions(self, lengths: Sequence[int]) -> int:
-        return Layout.of(tuple(lengths), self._attention_share).positions
+        return Layout.of(tuple(lengths), self._costs).positions
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
         # In NumPy, whose small operations take a fraction of PyTorch's.
         held = mask.numpy().astype(bool)
-        layout = Layout.of(lengths, self._attention_share)
+        layout = Layout.of(lengths, self._costs)
 
         def spread(values: np.ndarray, fill: int) -> Tensor:
             return layout.spread(values, fill).view(-1, LENGTH_STEP)
@@ -87,7 +92,7 @@ class OpenVinoExecutor:
         return Packed.all(flat, layout)
 
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Packed:
-        return Packed.of(texts, self._attention_share)
+        return Packed.of(texts, self._costs)
 
     @property
     def last_layer(self) -> float:
@@ -159,7 +164,7 @@ class OpenVinoExecutor:
         else:
             composites, union, own = self._adapter(Multiplexing, multiplexer).run(states.hidden, states.mask)
         texts = [row[held] for row, held in zip(composites, union.bool(), strict=True)]
-        return Packed.of(texts, self._attention_share), own, states.mask
+        return Packed.of(texts, self._costs), own, states.mask
 
     def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
         """`Multiplexer.shortcut` of each, `[S, k]`."""
@@ -176,8 +181,9 @@ class OpenVinoExecutor:
         """`Multiplexer.multiplex`, laid out as its composites will be run."""
         width = multiplexer.width
         lengths, starts = states.lengths.reshape(-1, width), states.starts.reshape(-1, width)
-        layout = Layout.of(tuple(lengths.max(axis=1).tolist()), self._attention_share)
-        count = -(-(layout.positions + LENGTH_STEP) // POSITION_STEP) * POSITION_STEP
+        layout = Layout.of(tuple(lengths.max(axis=1).tolist()), self._costs)
+        step = lcm(POSITION_STEP, self._costs.together)
+        count = -(-(layout.positions + LENGTH_STEP) // step) * step
         source = np.full((count, width), states.layout.positions)
         within = layout.within[:, None]
         held = within < np.repeat(lengths, layout.lengths, axis=0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from revmux_core.batch import Words
-from revmux_core.packing import LENGTH_STEP, pack
+from revmux_core.packing import LENGTH_STEP, RowCosts, pack
 from revmux_core.states import Padded, within
 
 Index = np.ndarray
@@ -58,7 +58,7 @@ class Layout:
 
     blocks: tuple[Block, ...]
     positions: int
-    attention_share: float
+    costs: RowCosts
     lengths: Index
     starts: Index
     cells: Index
@@ -67,12 +67,12 @@ class Layout:
 
     @classmethod
     @lru_cache(maxsize=64)
-    def of(cls, lengths: tuple[int, ...], attention_share: float) -> Self:
+    def of(cls, lengths: tuple[int, ...], costs: RowCosts) -> Self:
         """As `pack` has them, see there. Kept, as most texts alone are as long as one before."""
         starts, cells, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
         shapes: list[tuple[int, int, int, int, slice]] = []
         begin = places = 0
-        for packing in pack(lengths, attention_share):
+        for packing in pack(lengths, costs):
             texts = max(map(len, packing.rows))
             for row, members in enumerate(packing.rows):
                 at = begin + row * packing.length
@@ -92,7 +92,7 @@ class Layout:
             Block(start, texts, torch.from_numpy(segments[start : start + rows * length].reshape(rows, length)), own)
             for start, texts, rows, length, own in shapes
         )
-        return cls(blocks, begin, attention_share, sizes, first, np.array(cells), held, counted)
+        return cls(blocks, begin, costs, sizes, first, np.array(cells), held, counted)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -114,7 +114,7 @@ class Layout:
     def ends(self) -> Layout:
         """That of the first positions alone, by cell. They are in no rows: nothing is run on them any more."""
         ones, places = np.ones_like(self.lengths), self.blocks[-1].cells.stop
-        return Layout((), places, self.attention_share, ones, self.cells, self.cells, self.cells, ones - 1)
+        return Layout((), places, self.costs, ones, self.cells, self.cells, self.cells, ones - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,9 +133,9 @@ class Packed:
         return cls(flat, layout, np.arange(len(layout)))
 
     @classmethod
-    def of(cls, texts: Sequence[Tensor], attention_share: float) -> Self:
+    def of(cls, texts: Sequence[Tensor], costs: RowCosts) -> Self:
         """Texts `[T_s, d]` each."""
-        layout = Layout.of(tuple(map(len, texts)), attention_share)
+        layout = Layout.of(tuple(map(len, texts)), costs)
         # In the order in which they stand, with what is free between them, so that each is copied once.
         order = np.argsort(layout.starts)
         begins = np.append(layout.starts[order], layout.positions + LENGTH_STEP)
@@ -168,7 +168,7 @@ class Packed:
         if all(part.flat is self.flat for part in parts):
             return type(self)(self.flat, self.layout, np.concatenate([part.texts for part in parts]))
         lengths = tuple(length for part in parts for length in part.lengths.tolist())
-        layout = Layout.of(lengths, self.layout.attention_share)
+        layout = Layout.of(lengths, self.layout.costs)
         flat = self.flat.new_zeros(layout.positions + LENGTH_STEP, self.flat.shape[1])
         stop = 0
         for part in parts:
@@ -191,7 +191,7 @@ class Packed:
         if len(self.texts) == len(self.layout):
             return self
         lengths = self.lengths
-        layout = Layout.of(tuple(lengths.tolist()), self.layout.attention_share)
+        layout = Layout.of(tuple(lengths.tolist()), self.layout.costs)
         source = layout.spread(np.repeat(self.starts, lengths) + layout.within, len(self.flat) - 1)
         return self.all(self.flat.index_select(0, source), layout)
 

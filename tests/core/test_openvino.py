@@ -26,6 +26,7 @@ from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
 from revmux_core.multiplexing import METHODS
+from revmux_core.packing import RowCosts
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
@@ -40,8 +41,14 @@ def compiled(calibrated_path: Path) -> Bundle:
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), seed=st.integers(0, 99))
-def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: list[int], seed: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    together=st.sampled_from([1, 128]),
+    seed=st.integers(0, 99),
+)
+def test_layers_are_pytorchs_whatever_the_lengths(
+    compiled: Bundle, lengths: list[int], together: int, seed: int
+) -> None:
     backbone, executor = compiled.classifier.backbone, compiled.classifier.executor
     torch.manual_seed(seed)
     texts = [torch.randn(length, backbone.hidden_size) for length in lengths]
@@ -50,8 +57,9 @@ def test_layers_are_pytorchs_whatever_the_lengths(compiled: Bundle, lengths: lis
     expected = backbone.run(padded.hidden, padded.mask, layers)
     held = padded.mask.bool()
     # As well where some of those that are laid out together go on, and in another order.
-    part = Packed.of(texts, 0.1).split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
-    for packed, rows in ((Packed.of(texts, 0.1), slice(None)), (part, slice(len(texts) // 2, None))):
+    whole = Packed.of(texts, RowCosts(0.1, together))
+    part = whole.split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
+    for packed, rows in ((whole, slice(None)), (part, slice(len(texts) // 2, None))):
         found = executor.run(packed, layers, False).padded()
         longest = found.hidden.shape[1]
         assert torch.equal(found.mask, padded.mask[rows, :longest])
