@@ -10,9 +10,10 @@ from types import FrameType
 from server import __version__
 from server.child import DRAIN, END, ENGINE, SupervisorLine
 from server.metrics import Metrics
+from server.ports import listen_all
 from server.remote import Remote
 from server.service import Service
-from server.web import DrainingServer, listen_all
+from server.web import DrainingServer
 
 
 class FrontEndServer(DrainingServer):

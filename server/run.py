@@ -10,10 +10,11 @@ from server.inprocess import InProcess
 from server.loading import bundle_reader
 from server.logs import set_up_logs
 from server.metrics import Metrics
+from server.ports import allow_connections, listen_all, url_of
 from server.service import Service
 from server.settings import Settings
 from server.traces import set_up_traces
-from server.web import DrainingServer, allow_connections, listen_all, url_of
+from server.web import DrainingServer
 
 
 def serve(settings: Settings) -> None:

@@ -21,8 +21,8 @@ from prometheus_client.multiprocess import mark_process_dead
 from revmux_core.errors import RevmuxError
 from server.child import DRAIN, END, ENGINE, RELOAD, handover
 from server.logs import set_up_logs
+from server.ports import allow_connections, listen_all, tls_context, url_of
 from server.settings import Settings, SettingsError
-from server.web import allow_connections, listen_all, tls_context, url_of
 
 logger = logging.getLogger(__name__)
 

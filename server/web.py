@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import signal
-import socket
-import ssl
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,12 +13,9 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.ports import tls_context
 from server.protocol import BoundedProtocol
 from server.service import Service, State
-from server.settings import Settings, SettingsError
-
-if sys.platform == "linux":
-    import resource
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: above a load balancer's usual 60, so that the server never closes one
@@ -31,30 +24,6 @@ that the balancer is about to use."""
 BUSY_TICK, IDLE_TICK = 0.1, 1.0
 """Seconds between looks at whether to announce or to exit: while that is near, and while it is served, when only the
 date in the answers' heads needs them. Ten looks a second took 0.2% of a core of a server that had nothing to do."""
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """What TLS is spoken with, None where there is no certificate. Raises `SettingsError` for files that do not do."""
-    if settings.ssl_certfile is None:
-        return None
-    for field in ("ssl_certfile", "ssl_keyfile"):
-        path = getattr(settings, field)
-        try:
-            if path is not None:
-                path.open("rb").close()
-        except OSError as error:
-            raise SettingsError(field, f"{path} cannot be read: {error.strerror}") from error
-
-    def password() -> str:
-        # Asked for where a key is encrypted. OpenSSL's own way is to wait for somebody to type it.
-        raise SettingsError("ssl_keyfile", "is encrypted: name an unencrypted one, which nobody else can read")
-
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password)
-    except ssl.SSLError as error:
-        raise SettingsError("ssl_certfile", f"is no PEM certificate with its private key ({error.reason})") from error
-    return context
 
 
 def http_config(service: Service) -> uvicorn.Config:
@@ -131,42 +100,3 @@ class DrainingServer(uvicorn.Server):
             self._announced = True
             self._announce()
         return await super().on_tick(counter)
-
-
-def allow_connections() -> None:
-    """Lets this process, and those that it starts, open as many files as the system allows them to ask for.
-
-    Most systems start processes with a soft limit of 1,024. Beyond it a server accepts nobody, so that clients who hold
-    idle connections would keep out all others.
-    """
-    if sys.platform == "linux":
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def listen_all(settings: Settings, shared: bool = False) -> list[socket.socket]:
-    """The listening sockets of all ports, that of `port` first; as `listen`."""
-    fields = ["port"] if settings.metrics_port is None else ["port", "metrics_port"]
-    return [listen(settings, shared, field) for field in fields]
-
-
-def listen(settings: Settings, shared: bool = False, field: str = "port") -> socket.socket:
-    """A listening socket of the port that is set as `field`; `shared` with other processes, among which the system
-    spreads connections.
-
-    Raises `SettingsError` where the address cannot be had.
-    """
-    host, port = settings.host, getattr(settings, field)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise SettingsError("host", f"{host} is no address: {error.strerror}") from error
-    try:
-        return socket.create_server(address[:2], family=family, reuse_port=shared)
-    except OSError as error:
-        raise SettingsError(field, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
-
-
-def url_of(listener: socket.socket, tls: bool = False) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

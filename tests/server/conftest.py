@@ -21,9 +21,10 @@ import uvicorn
 from revmux_core.bundle import Bundle, load_bundle
 from server.inprocess import InProcess
 from server.metrics import Metrics
+from server.ports import listen_all, url_of
 from server.service import Service
 from server.settings import read_settings
-from server.web import http_config, listen_all, url_of
+from server.web import http_config
 
 # The same examples every time, and no verdict on a busy machine's speed.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)

@@ -21,10 +21,11 @@ from revmux_core.bundle import Bundle
 from revmux_core.manifest import BundleError
 from server.inprocess import InProcess
 from server.metrics import Metrics
+from server.ports import listen
 from server.run import serve
 from server.service import Service
 from server.settings import SettingsError, read_settings
-from server.web import DrainingServer, listen
+from server.web import DrainingServer
 
 SERVE_SLOWLY = """
 import sys, time

@@ -12,8 +12,8 @@ import pytest
 from conftest import free_port, running_server, wait_until
 
 from revmux_core.bundle import Bundle
+from server.ports import listen_all, tls_context
 from server.settings import SettingsError, read_settings
-from server.web import listen_all, tls_context
 
 
 def test_tls_is_spoken_with_the_certificate(tiny_bundle: Bundle, certificate: tuple[Path, Path]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from revmux_core.points import OperatingPoint
 from server.cli.serve import serve
 from server.engine import resolve_device
+from server.ports import listen
 from server.settings import Settings, SettingsError, read_settings
-from server.web import listen
 
 
 def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
