@@ -95,8 +95,8 @@ class MuxBatch:
 
     `mask` `[S, T]` is of all. `ids` and `type_ids` are of the samples that start with their tokens, `[F, T]`;
     `prefilled` has, for every group that starts above the first layer, its samples' states, `[T_s, d]` each. `place`
-    `[S]` is the row of every sample in the order in which the plan numbers them. `words` is None where texts have
-    one answer.
+    `[S]` is the row of every sample in the order in which the plan numbers them, None where they stand in that order.
+    `words` is None where texts have one answer.
     """
 
     plan: MuxPlan
@@ -104,7 +104,7 @@ class MuxBatch:
     mask: Tensor
     ids: Tensor
     type_ids: Tensor | None
-    place: Tensor
+    place: Tensor | None
     prefilled: tuple[Sequence[Tensor], ...] = ()
     words: Words | None = None
 
@@ -127,7 +127,7 @@ class MuxBatch:
             mask=move(self.mask, device),
             ids=move(self.ids, device),
             type_ids=None if self.type_ids is None else move(self.type_ids, device),
-            place=move(self.place, device),
+            place=None if self.place is None else move(self.place, device),
             words=None if self.words is None else self.words.to(device),
         )
 
@@ -166,7 +166,9 @@ def collate(
     ids, mask, type_ids = pad(fresh, pad_id, padding_side, longest)
     if prefilled:
         mask = make_mask(lengths, longest, padding_side)
-    place = torch.from_numpy(np.argsort(order))
+    # They do where the server's planner numbered them.
+    in_order = order == tuple(range(len(order)))
+    place = None if in_order else torch.from_numpy(np.argsort(order))
     # Encoders alone answer by word, and they are padded on the right, so positions are the same in the batch.
     words = [samples[index].words for index in order]
     read = None if words[0] is None else Words.of([own or [] for own in words])
