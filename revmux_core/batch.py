@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revmux_core.plan import MuxPlan, Tokens
+from revmux_core.plan import MuxPlan, Tokens, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,10 @@ class MuxBatch:
         starts = (group.start for group in self.plan.groups for _ in group.members)
         return tuple(length for length, start in zip(self.lengths, starts, strict=True) if not start)
 
+    def in_order(self, rows: Tensor) -> Tensor:
+        """What there is for every row, `[S, ...]`, in the order in which the plan numbers the samples."""
+        return rows if self.place is None else rows.index_select(0, self.place)
+
     def to(self, device: torch.device) -> MuxBatch:
         """The batch on `device`.
 
@@ -166,13 +170,12 @@ def collate(
     ids, mask, type_ids = pad(fresh, pad_id, padding_side, longest)
     if prefilled:
         mask = make_mask(lengths, longest, padding_side)
-    # They do where the server's planner numbered them.
-    in_order = order == tuple(range(len(order)))
-    place = None if in_order else torch.from_numpy(np.argsort(order))
+    place = places(order)
     # Encoders alone answer by word, and they are padded on the right, so positions are the same in the batch.
     words = [samples[index].words for index in order]
     read = None if words[0] is None else Words.of([own or [] for own in words])
-    return MuxBatch(plan, lengths, mask, ids, type_ids, place, tuple(prefilled), read)
+    rows = None if place is None else torch.from_numpy(place)
+    return MuxBatch(plan, lengths, mask, ids, type_ids, rows, tuple(prefilled), read)
 
 
 def make_mask(lengths: Sequence[int], longest: int, padding_side: str) -> Tensor:

@@ -134,14 +134,10 @@ class MuxClassifier(nn.Module):
             self._confidence(track.point, *rows)
             for track, *rows in zip(tracks, pooled.split(sizes), logits.split(sizes), strict=True)
         ]
-
-        def in_order(rows: Tensor) -> Tensor:
-            return rows if batch.place is None else rows.index_select(0, batch.place)
-
         return Outcome(
-            in_order(logits),
-            in_order(pooled),
-            in_order(_cat(confidences)),
+            batch.in_order(logits),
+            batch.in_order(pooled),
+            batch.in_order(_cat(confidences)),
             {track.group: track.prefilled for track in tracks if track.prefilled is not None},
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
             {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),

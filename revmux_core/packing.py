@@ -19,8 +19,8 @@ SHORTEST_ROWS = 64
 """Shorter rows would save little attention, and make many shapes."""
 
 LENGTH_STEP = 16
-"""Rows are as long as a multiple of this. Kernels for other lengths are up to a third slower, or no faster than for the
-next one."""
+"""Rows are as long as a multiple of this. With AMX positions of rows of other lengths cost up to a third more
+(`docs/performance.md`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,12 @@ class MuxPlan:
         return sum(group.composites for group in self.groups if group.point.width > 1)
 
 
+def places(order: Sequence[int]) -> np.ndarray | None:
+    """Where each of the numbers 0, 1, ... stands in `order`, `[S]`; None where that is their own order, as the server's
+    planner has it, so that nothing need be moved."""
+    return None if list(order) == list(range(len(order))) else np.argsort(order)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A share of a plan that is padded to its own longest sample: `plan` numbers the samples `members` from 0 on."""

@@ -17,7 +17,7 @@ from revmux_core.backends import SHARDED
 from revmux_core.batch import MuxBatch, Prefilled, cat_logits, collate
 from revmux_core.bundle import Bundle
 from revmux_core.classifier import Outcome
-from revmux_core.plan import Group, MuxPlan, Tokens, split_by_length
+from revmux_core.plan import Group, MuxPlan, Tokens, places, split_by_length
 from revmux_core.points import OperatingPoint
 from server.adaptive import CostModel, Timing
 from server.batcher import Scores
@@ -67,9 +67,8 @@ class _Launched:
         have arrived. Both are NaN where the model answered with NaN or infinity.
         """
         logits, confidences = self.logits.numpy(), self.confidences.numpy()
-        order = [member for members, _ in self.outcomes for member in members]
-        if order != list(range(len(order))):
-            place = np.argsort(order)
+        place = places([member for members, _ in self.outcomes for member in members])
+        if place is not None:
             logits, confidences = logits[place], confidences[place]
         rows = list(logits)
         for members, outcome in self.outcomes:
@@ -147,10 +146,8 @@ class Engine:
         """
         sample = self._bundle.tokenizer([("warm", None)])[0]
         layers = self._bundle.classifier.backbone.num_layers
-        # The first run of a shape pays for kernels and memory, the second is what serving will pay. PyTorch on a CPU
-        # pays for neither: first ones took 0.76 to 1.05 times as long as second ones.
-        runs = 1 if self._device.type == "cpu" and self._bundle.classifier.executor.backend == "torch" else 2
-        timings = []
+        eager = self._device.type == "cpu" and self._bundle.classifier.executor.backend == "torch"
+        timings: list[Timing] = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
             type_ids = None if sample.type_ids is None else [0] * length
             words = None if sample.words is None else list(range(length))
@@ -161,7 +158,9 @@ class Engine:
                 full = max(rows // point.width, 1) * point.width
                 for rows in sorted({point.width, full}, reverse=True):
                     batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
-                    for _ in range(runs):
+                    # The first run of a shape pays for kernels and memory, the second is what serving will pay. In
+                    # PyTorch on a CPU a full batch's first takes as long as its second, but for the first of all.
+                    for _ in range(1 if eager and timings and rows > point.width else 2):
                         seconds = self._thread.submit(lambda parts: self._launch(parts).wait(), batch).result()
                     timings.append(Timing(point, rows, length, seconds))
         if not self.packs:

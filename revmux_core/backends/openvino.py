@@ -40,8 +40,8 @@ position of its row, a share of 1/(6 d) for each. These take longer than those, 
 1.4 times in float32 and 3.4 in bfloat16 with AMX, d = 384."""
 
 AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
-"""Positions that a matrix product takes at a time where the CPU has AMX, by precision. Of the last ones fewer than that
-take as long or longer: 1,008 positions 1.2 times as long as 1,024 (`docs/performance.md`)."""
+"""Where the CPU has AMX: matrix products of positions that are no multiple of this take as long as those of the
+next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance.md`)."""
 
 
 class OpenVinoExecutor:
