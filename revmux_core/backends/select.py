@@ -38,8 +38,8 @@ def use_backend(
 
     Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Where it is
     `sharded` the frozen layers are spread over all GPUs and `device` is the first. Raises `RevmuxError` where the
-    backend is not installed, or for a device or a family that it does not run. What Inductor lacks, a C++ compiler for
-    one, shows when it first compiles.
+    backend is not installed, or for a device, a precision or a family that it does not run. What Inductor lacks, a C++
+    compiler for one, shows when it first compiles.
     """
     if sharded:
         if backend != "torch":
@@ -71,7 +71,14 @@ def use_backend(
         raise RevmuxError("the backend openvino runs encoders only: use the backend torch")
     # Heavy, and an extra.
     from revmux_core.backends.openvino import OpenVinoExecutor
+    from revmux_core.backends.programs import has_bfloat16
 
+    if dtype == torch.bfloat16 and not has_bfloat16():
+        # OpenVINO would compute in float32 and not say so, under a calibration that was made in bfloat16.
+        raise RevmuxError(
+            "the backend openvino has no bfloat16 on this CPU, which lacks AVX-512 BF16 and AMX: use float32 or int8, "
+            "or leave the precision out"
+        )
     classifier.executor = OpenVinoExecutor(classifier, dtype)
 
 

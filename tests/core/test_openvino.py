@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from revmux_core.backends import programs
 from revmux_core.backends.openvino import OpenVinoExecutor
 from revmux_core.backends.packed import Packed
-from revmux_core.backends.programs import COPIES, COPYING, OFTEN, Compiler, PackedLayers, Program
+from revmux_core.backends.programs import COPIES, COPYING, OFTEN, Compiler, PackedLayers, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
@@ -32,6 +33,8 @@ from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 from tests.core.test_methods import build
 from tests.tiny import assert_same_answers, random_samples
+
+HAS_BFLOAT16 = pytest.mark.skipif(not has_bfloat16(), reason="needs a CPU with AVX-512 BF16 or AMX")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +183,7 @@ def test_every_method_answers_as_in_pytorch(tiny_bundle: Bundle, method: str) ->
         torch.testing.assert_close(compiled(batch).logits, reference(batch).logits, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0), (torch.int8, 1)])
+@pytest.mark.parametrize(("dtype", "most"), [pytest.param(torch.bfloat16, 0, marks=HAS_BFLOAT16), (torch.int8, 1)])
 def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dtype, most: int) -> None:
     texts = SAMPLE_TEXTS.read_text().splitlines()[:64]
     expected = load_bundle("sst2-minilm").classify(texts, point=1)
@@ -219,6 +222,13 @@ def test_int8_is_not_pytorchs() -> None:
 def test_it_runs_on_the_cpu_only(tiny_bundle_path: Path) -> None:
     with pytest.raises(RevmuxError, match="runs on the cpu, not on meta"):
         load_bundle(tiny_bundle_path, device="meta", backend="openvino")
+
+
+def test_it_does_not_call_float32_bfloat16(tiny_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "has_bfloat16", lambda: False)
+    assert choose_dtype("auto", "openvino", torch.device("cpu")) == torch.float32
+    with pytest.raises(RevmuxError, match=r"no bfloat16 on this CPU.*: use float32 or int8"):
+        load_bundle(tiny_bundle_path, dtype=torch.bfloat16, backend="openvino")
 
 
 @pytest.mark.parametrize("command", [["bench", "--bundle", "none"], ["serve", "--bundle", "none", "--port", "0"]])
