@@ -160,7 +160,7 @@ def test_every_type_of_task_is_trained_measured_and_calibrated(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = CliRunner()
     command = f"train --model {bare_encoder} --data {data} --out {out} --problem-type {kind} {options}"
-    command += " --width 2 --point n1-l3 --epochs 12 --learning-rate 4e-3 --batch-size 16 --ce 0.2"
+    command += " --width 2 --point n1-l3 --epochs 12 --learning-rate 1e-3 --batch-size 16 --ce 0.2"
     command += " --task-epochs 12 --task-learning-rate 4e-3 --task-batch-size 16"
     assert run.invoke(app, command.split(), catch_exceptions=False).exit_code == 0
     manifest = read_manifest(out)
