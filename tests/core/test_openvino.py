@@ -34,7 +34,7 @@ from revmux_core.states import Padded
 from tests.core.test_methods import build
 from tests.tiny import assert_same_answers, random_samples
 
-HAS_BFLOAT16 = pytest.mark.skipif(not has_bfloat16(), reason="needs a CPU with AVX-512 BF16 or AMX")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="needs a CPU with AVX-512 BF16 or AMX")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_every_method_answers_as_in_pytorch(tiny_bundle: Bundle, method: str) ->
         torch.testing.assert_close(compiled(batch).logits, reference(batch).logits, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [pytest.param(torch.bfloat16, 0, marks=HAS_BFLOAT16), (torch.int8, 1)])
+@pytest.mark.parametrize(("dtype", "most"), [pytest.param(torch.bfloat16, 0, marks=needs_bfloat16), (torch.int8, 1)])
 def test_the_demos_labels_are_those_of_pytorch_in_less_precision(dtype: torch.dtype, most: int) -> None:
     texts = SAMPLE_TEXTS.read_text().splitlines()[:64]
     expected = load_bundle("sst2-minilm").classify(texts, point=1)
