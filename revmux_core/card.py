@@ -92,8 +92,7 @@ def machine() -> str:
 
 def model_card(manifest: Manifest) -> str:
     """The card in Markdown; every figure on it comes from the manifest."""
-    measured, training = manifest.measured, manifest.training
-    metric = manifest.problem.metrics[0]
+    measured, metric = manifest.measured, manifest.problem.metrics[0]
     lines = [
         f"# {manifest.name}",
         "",
@@ -119,7 +118,26 @@ def model_card(manifest: Manifest) -> str:
         *(line for calibration in manifest.calibrations for line in _certified(calibration, manifest.problem)),
         "## Training",
         "",
+        *_trained(manifest.training),
+        "",
+        "## Limits",
+        "",
+        "The plain point is the untouched model. An early exit answers from its first layers and no other text can "
+        "change its answer. A multiplexed answer depends a little on the texts it shares a sequence with; the table "
+        "says how often that changed the answer. Without its composite it has only its own prefill layers to go by. "
+        "Figures hold for text like the data above; measure agreement on your own with `revmux eval`, which needs no "
+        "labels.",
+        "",
     ]
+    return "\n".join(lines)
+
+
+def _trained(training: dict[str, Any]) -> list[str]:
+    """What was run, the first training first."""
+    lines = []
+    if "before" in training:
+        names = " and ".join(f"`{name}`" for name in training["points"])
+        lines += [*_trained(training["before"]), "", f"Around that model {names} later:", ""]
     for key in ("command", "data", "licence"):
         if key in training:
             value = f"`{training[key]}`" if key == "command" else training[key]
@@ -133,18 +151,7 @@ def model_card(manifest: Manifest) -> str:
             f"seed {recipe['seed']}, {training['precision']} on {training['device']}; loss weights: {losses}; "
             f"time: {seconds}.",
         ]
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "The plain point is the untouched model. An early exit answers from its first layers and no other text can "
-        "change its answer. A multiplexed answer depends a little on the texts it shares a sequence with; the table "
-        "says how often that changed the answer. Without its composite it has only its own prefill layers to go by. "
-        "Figures hold for text like the data above; measure agreement on your own with `revmux eval`, which needs no "
-        "labels.",
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def _answers(manifest: Manifest) -> str:

@@ -207,6 +207,14 @@ def resolve_bundle(name_or_path: str | Path) -> Path:
     raise BundleError(f"there is no bundle {name_or_path}: name a folder or a built-in bundle ({known or 'none'})")
 
 
+def is_bundle(name_or_path: str | Path) -> bool:
+    """Whether this is a bundle's folder or the name of a built-in one, damaged or not."""
+    try:
+        return (resolve_bundle(name_or_path) / MANIFEST).is_file()
+    except BundleError:
+        return False
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle folder. Raises `BundleError` when it is missing, damaged or too new."""
     path = folder / MANIFEST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from revmux_core.backbones.words import PROMPT
 from revmux_core.base_model import sha256
 from revmux_core.bundle import DELTAS
 from revmux_core.classifier import Adapters
-from revmux_core.manifest import PROMPT_FILE, TOKENIZER_FILES, BaseEntry, Manifest, PointEntry, write_manifest
+from revmux_core.manifest import (
+    FORMAT_VERSION,
+    PROMPT_FILE,
+    TOKENIZER_FILES,
+    BaseEntry,
+    Manifest,
+    PointEntry,
+    write_manifest,
+)
 from revmux_core.multiplexing import method_of
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import MultiLabel, Problem, Regression
@@ -43,7 +51,7 @@ def save_bundle(
     Adapters are stored in float16: half the size, and far below the noise that partners add. What the bundle measured
     is added later, by `record_measurements`, on the weights as they are stored.
     """
-    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     config.save_pretrained(folder / "backbone")
     for file in TOKENIZER_FILES:
@@ -56,6 +64,67 @@ def save_bundle(
         (folder / PROMPT_FILE).parent.mkdir(exist_ok=True)
         save_file({PROMPT: prompt.detach().to("cpu", torch.float32).contiguous()}, folder / PROMPT_FILE)
         files.append(PROMPT_FILE)
+    entries = _save_adapters(folder, adapters)
+    manifest = Manifest(
+        name=name,
+        base=base,
+        labels=list(problem.labels),
+        problem_type=problem.type,
+        thresholds=list(problem.thresholds) if isinstance(problem, MultiLabel) else None,
+        tolerance=problem.tolerance if isinstance(problem, Regression) else None,
+        max_tokens=max_tokens,
+        num_layers=num_layers,
+        tuned=task is not None,
+        verbalizer=verbalizer,
+        prompt_tokens=0 if prompt is None else len(prompt),
+        adapters=entries,
+        training=training,
+        files=_hashed(folder, [*files, *(entry.file for entry in entries)]),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def save_extended(
+    folder: Path,
+    *,
+    name: str,
+    source: Path,
+    manifest: Manifest,
+    kept: Collection[OperatingPoint],
+    adapters: Mapping[OperatingPoint, Adapters],
+    training: dict[str, Any],
+) -> Manifest:
+    """Writes a bundle of the same model as that in the folder `source`, whose `manifest` is given: with those of its
+    points that are `kept`, bit for bit, and with `adapters` of others.
+
+    What was measured and certified is left behind, as it is about the bundle as a whole.
+    """
+    entries = [entry for entry in manifest.adapters if entry.point in kept]
+    left = {entry.file for entry in manifest.adapters if entry not in entries}
+    left |= {file for calibration in manifest.calibrations for file in calibration.files.values()}
+    files = [file for file in manifest.files if file not in left]
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes((source / file).read_bytes())
+    entries += _save_adapters(folder, adapters)
+    extended = manifest.model_copy(
+        update={
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "adapters": sorted(entries, key=lambda entry: entry.point),
+            "training": training,
+            "measured": {},
+            "calibrations": [],
+            "files": _hashed(folder, sorted({*files, *(entry.file for entry in entries)})),
+        }
+    )
+    write_manifest(folder, extended)
+    return extended
+
+
+def _save_adapters(folder: Path, adapters: Mapping[OperatingPoint, Adapters]) -> list[PointEntry]:
+    (folder / "adapters").mkdir(parents=True, exist_ok=True)
     entries = []
     for point, adapter in sorted(adapters.items()):
         file = f"adapters/{point.name}.safetensors"
@@ -75,28 +144,15 @@ def save_bundle(
                 file=file,
             )
         )
-        files.append(file)
+    return entries
+
+
+def _hashed(folder: Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 by file, of files that anyone may read."""
     for file in files:
         # Some writers make files that their owner alone can read, and a server often runs as another user.
         (folder / file).chmod(0o644)
-    manifest = Manifest(
-        name=name,
-        base=base,
-        labels=list(problem.labels),
-        problem_type=problem.type,
-        thresholds=list(problem.thresholds) if isinstance(problem, MultiLabel) else None,
-        tolerance=problem.tolerance if isinstance(problem, Regression) else None,
-        max_tokens=max_tokens,
-        num_layers=num_layers,
-        tuned=task is not None,
-        verbalizer=verbalizer,
-        prompt_tokens=0 if prompt is None else len(prompt),
-        adapters=entries,
-        training=training,
-        files={file: sha256(folder / file) for file in files},
-    )
-    write_manifest(folder, manifest)
-    return manifest
+    return {file: sha256(folder / file) for file in files}
 
 
 def save_task(task: PeftModel, folder: Path, model_id: str) -> None:

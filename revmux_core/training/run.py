@@ -26,7 +26,7 @@ from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.data import Example, label_targets
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import BaseEntry
-from revmux_core.multiplexing import DEFAULT_METHOD, make_multiplexer, method_at
+from revmux_core.multiplexing import DEFAULT_METHOD, Multiplexer, make_multiplexer, method_at
 from revmux_core.offline import BATCH_TOKENS, run_all
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -118,7 +118,6 @@ def train(
     found = find_base(recipe.model, base)
     kind = _kind(found)
     problem = _problem(found, kind, recipe, examples)
-    work = out.with_name(out.name + ".work")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
 
@@ -138,17 +137,11 @@ def train(
     joined = join_texts(examples, recipe.join_rounds, recipe.seed)
     samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
     targets = label_targets(examples, problem, samples)
-    prefill = backbone.num_layers // 2 if recipe.prefill is None else recipe.prefill
-    points = _points(recipe, prefill, backbone.num_layers)
+    points = points_of(recipe, backbone.num_layers)
     if not points and kind != "bare" and not prompt_tokens:
         raise TrainingError("there is nothing to train: name at least one --width of 2 or more, or a --point")
     # Made before tuning, so that a method or width that does not fit is refused at once.
-    multiplexers = {
-        point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size).to(device)
-        for point in points
-    }
-    if problem.by_word and any(multiplexer.rows_apart for multiplexer in multiplexers.values()):
-        raise TrainingError(f"--method {recipe.method} merges neighbouring tokens: no word could be told from the next")
+    multiplexers = {point: made.to(device) for point, made in multiplexers_of(recipe, backbone, points).items()}
     if targets is None and kind == "bare":
         raise TrainingError(f"{recipe.model} is a bare model: tuning it needs labelled text (--label-column)")
     if targets is None and prompt_tokens:
@@ -156,7 +149,7 @@ def train(
     if sharded and (kind == "bare" or recipe.delta_rank):
         raise TrainingError("tuning a bare model and --delta-rank change layers, which a sharded model keeps frozen")
     # Only now, so that settings which were refused leave nothing behind that is in the way of better ones.
-    _same_run(work, recipe, examples)
+    work = begin(out, recipe, examples)
     seconds = {}
     held_out = hold_out(targets, recipe.seed) if isinstance(problem, MultiLabel) and targets is not None else []
     if sharded:
@@ -228,8 +221,10 @@ def train(
     )
 
 
-def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoint]:
-    """What the recipe trains: all but the plain point, which needs no adapters and is always there."""
+def points_of(recipe: Recipe, num_layers: int) -> list[OperatingPoint]:
+    """What the recipe names: all but the plain point, which needs no adapters and is always there. Raises
+    `TrainingError` for one that does not fit so many layers."""
+    prefill = num_layers // 2 if recipe.prefill is None else recipe.prefill
     unasked = not recipe.widths and not recipe.points
     widths = DEFAULT_WIDTHS if unasked else recipe.widths
     points = {OperatingPoint.mux(width, prefill, num_layers) for width in {*widths} - {1}}
@@ -246,6 +241,19 @@ def _points(recipe: Recipe, prefill: int, num_layers: int) -> list[OperatingPoin
             )
         points.add(point)
     return sorted(points)
+
+
+def multiplexers_of(
+    recipe: Recipe, backbone: Backbone, points: Sequence[OperatingPoint]
+) -> dict[OperatingPoint, Multiplexer]:
+    """Untrained ones of `points`. Raises `TrainingError` for a method that does not fit the model's task."""
+    multiplexers = {
+        point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size)
+        for point in points
+    }
+    if backbone.problem.by_word and any(multiplexer.rows_apart for multiplexer in multiplexers.values()):
+        raise TrainingError(f"--method {recipe.method} merges neighbouring tokens: no word could be told from the next")
+    return multiplexers
 
 
 def _with_thresholds(
@@ -316,8 +324,10 @@ def _labels(asked: ProblemType, kind: Kind, recipe: Recipe, examples: Sequence[E
     return sorted(names)
 
 
-def _same_run(work: Path, recipe: Recipe, examples: Sequence[Example]) -> None:
-    """Refuses to go on from a checkpoint of other settings or data."""
+def begin(out: Path, recipe: Recipe, examples: Sequence[Example]) -> Path:
+    """The folder for checkpoints and metrics of a bundle that is to be `out`. Raises `TrainingError` where it holds
+    those of other settings or data."""
+    work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     path = work / "run.json"
     data = hashlib.sha256(repr(examples).encode()).hexdigest()
@@ -325,3 +335,4 @@ def _same_run(work: Path, recipe: Recipe, examples: Sequence[Example]) -> None:
     if path.is_file() and path.read_text() != run:
         raise TrainingError(f"{work} holds a run with other settings or data: remove it, or name another --out")
     path.write_text(run)
+    return work

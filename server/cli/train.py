@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from revmux_core.errors import RevmuxError
 from revmux_core.problems import ProblemType
 from server.cli.common import (
     BaseOption,
@@ -25,7 +26,13 @@ from server.cli.measure import measure
 
 
 def train(
-    model: Annotated[str, typer.Option(help="A classifier, a language model or a bare encoder: hub id or folder.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A classifier, a language model or a bare encoder: hub id or folder. Or a bundle, by name or "
+            "folder: its model stays as it is, and of the points named here it keeps those it has."
+        ),
+    ],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; checkpoints go to a folder beside it.")],
     width: Annotated[list[int] | None, typer.Option(help="Mux widths to train; repeat the option.")] = None,
@@ -65,7 +72,9 @@ def train(
     prompt_tokens: Annotated[
         int, typer.Option(help="Length of the soft prompt that a language model gets; 0: none.", min=0)
     ] = 50,
-    name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: that of the folder.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the bundle. Default: that of the folder, or of the bundle before.")
+    ] = None,
     data_licence: Annotated[
         str | None, typer.Option(help="Source and licence of the data, for the model card.")
     ] = None,
@@ -98,6 +107,8 @@ def train(
     device: PlaceOption = "auto",
 ) -> None:
     """Train adapters around a frozen classifier and write a bundle; run again to go on after a kill."""
+    from revmux_core.manifest import is_bundle
+    from revmux_core.training.extension import extend
     from revmux_core.training.loop import Schedule
     from revmux_core.training.losses import LossWeights
     from revmux_core.training.run import Recipe
@@ -131,7 +142,12 @@ def train(
     if data_licence is not None:
         provenance["licence"] = data_licence
     place, sharded = pick_place(device)
-    run(recipe, examples, out, name or out.name, base, place, provenance, sharded)
+    if not is_bundle(model):
+        run(recipe, examples, out, name or out.name, base, place, provenance, sharded)
+    elif sharded:
+        raise RevmuxError(f"{model} is a bundle, around whose model nothing is trained with --device sharded")
+    else:
+        extend(recipe, examples, out, name, base, place, provenance)
     if held_out is not None and eval_data is not None:
         measure(out, base, held_out, str(eval_data.name), draws=10)
     typer.echo(f"wrote {out}")

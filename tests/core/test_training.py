@@ -19,6 +19,7 @@ from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest
 from revmux_core.problems import ProblemType
 from revmux_core.training import loop
+from revmux_core.training.extension import extend
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import Schedule
 from revmux_core.training.losses import LossWeights
@@ -132,6 +133,38 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     assert report["partner_sensitivity"] == 0
     assert report["agreement_without_composite"] is None
     assert json.loads(run.invoke(app, f"info --bundle {out} --json".split()).stdout)["labels"] == ["bad", "good"]
+
+    # Another point around the same model, beside one that it keeps.
+    later = tmp_path / "later"
+    command = f"train --model {out} --data {data} --out {later} --eval-data {data} --point n1-l3 --point n2-l3-u3"
+    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16"
+    assert run.invoke(app, command.split(), catch_exceptions=False).exit_code == 0
+    extended, kept = load_bundle(later), "adapters/n1-l3.safetensors"
+    assert extended.manifest.name == "mine"
+    assert [point.name for point in extended.classifier.points] == ["n1-l4", "n1-l3", "n2-l3-u3"]
+    assert (later / kept).read_bytes() == (out / kept).read_bytes()
+    texts = [example.text for example in EXAMPLES]
+    assert extended.classify(texts, point=1) == bundle.classify(texts, point=1)
+    assert extended.manifest.measured_agreement["n2-l3-u3"] > 0.8
+    assert "Around that model `n2-l3-u3` later" in (later / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "out", "problem"),
+    [
+        ({"points": ("n1-l2",)}, "other", "all of these points"),
+        ({"points": ("n1-l3",)}, "bundle", "another --out"),
+        ({"points": ("n1-l3",), "labels": ("bad", "good")}, "other", "leave out --labels"),
+        ({"points": ("n1-l3",), "tolerance": 0.1}, "other", "leave out --labels"),
+    ],
+)
+def test_what_a_bundle_cannot_be_trained_for_is_refused(
+    changes: dict[str, object], out: str, problem: str, tiny_base_path: Path, tmp_path: Path
+) -> None:
+    train(recipe(tiny_base_path, widths=(), points=("n1-l2",)), EXAMPLES[:32], tmp_path / "bundle", "tiny")
+    with pytest.raises(TrainingError, match=problem):
+        extend(recipe(tmp_path / "bundle", widths=(), **changes), EXAMPLES[:32], tmp_path / out)
+    assert not (tmp_path / "other.work").exists()
 
 
 TASKS: dict[ProblemType, tuple[str, Callable[[int], Any], str]] = {

@@ -1,0 +1,91 @@
+"""Other operating points around the frozen model of a bundle, which stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revmux_core.bundle import load_bundle
+from revmux_core.classifier import make_adapters
+from revmux_core.data import Example, label_targets
+from revmux_core.manifest import read_manifest, resolve_bundle
+from revmux_core.saving import save_extended
+from revmux_core.training.adapters import train_adapters
+from revmux_core.training.cache import compute_states
+from revmux_core.training.joining import join_texts
+from revmux_core.training.loop import default_precision
+from revmux_core.training.run import Recipe, TrainingError, begin, multiplexers_of, points_of
+
+
+def extend(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    out: Path,
+    name: str | None = None,
+    base: Path | None = None,
+    device: torch.device | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Writes a bundle of the model of the bundle `recipe.model`, with the points that `recipe` names.
+
+    Those that the bundle has are taken over, the others are trained; so are its tokenizer, tuned weights, soft prompt,
+    labels and name, unless `name` is given. What it measured and certified is not: it has to be measured and
+    calibrated anew. All else is as in `train`.
+
+    Raises `TrainingError` for a recipe that asks for another task, or for no point that the bundle lacks, and what
+    `load_bundle` raises.
+    """
+    if recipe.labels or recipe.label_words or recipe.problem_type is not None or recipe.tolerance is not None:
+        raise TrainingError(
+            f"{recipe.model} is a bundle, whose model answers as it does: leave out --labels, --label-word, "
+            "--problem-type and --tolerance"
+        )
+    source = resolve_bundle(recipe.model).resolve()
+    if out.resolve() == source:
+        raise TrainingError(f"{out} is the bundle whose model is taken: name another --out")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
+    torch.manual_seed(recipe.seed)
+    bundle, manifest = load_bundle(source, base, device), read_manifest(source)
+    backbone, tokenizer = bundle.classifier.backbone, bundle.tokenizer
+    joined = join_texts(examples, recipe.join_rounds, recipe.seed)
+    samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
+    targets = label_targets(examples, backbone.problem, samples)
+    points = points_of(recipe, backbone.num_layers)
+    kept = [point for point in points if point in manifest.points]
+    multiplexers = multiplexers_of(recipe, backbone, [point for point in points if point not in kept])
+    if not multiplexers:
+        raise TrainingError(f"{recipe.model} has all of these points: name one that is to be trained")
+    work = begin(out, recipe, examples)
+    adapters = {
+        point: make_adapters(backbone, point, multiplexer.to(device), recipe.delta_rank)
+        for point, multiplexer in multiplexers.items()
+    }
+    depths = [point.prefill for point in adapters]
+    states = compute_states(backbone, samples, depths, work, tokenizer.pad_id, device, precision)
+    seconds = train_adapters(
+        backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
+    )
+    save_extended(
+        out,
+        name=name or manifest.name,
+        source=source,
+        manifest=manifest,
+        kept=kept,
+        adapters=adapters,
+        training={
+            "recipe": asdict(recipe),
+            "points": [point.name for point in adapters],
+            "samples": len(examples),
+            "joined_samples": len(joined),
+            "precision": precision,
+            "device": device.type,
+            "seconds": {"adapters": round(seconds)},
+            **(provenance or {}),
+            "before": manifest.training,
+        },
+    )
