@@ -50,7 +50,7 @@ def write(
         for number in range(count):
             label = labels[number % len(labels)]
             words: list[str] = []
-            while len(tokenizer.encode([(" ".join(words), None)])[0].ids) < tokens:
+            while not words or len(tokenizer.encode([(" ".join(words), None)])[0].ids) < tokens:
                 words += sentences[label][draw.integers(len(sentences[label]))]
             while len(tokenizer.encode([(" ".join(words), None)])[0].ids) > tokens:
                 words.pop()
