@@ -23,6 +23,9 @@ START_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
+_ANNOUNCED = re.compile(r"^Serving \S+ on http", re.MULTILINE)
+"""What one of our own servers prints once all of its processes can be asked; `/health/ready` is the word of one."""
+
 _ERROR = re.compile(r"^\S+ \S+ (?:ERROR|CRITICAL) .*", re.MULTILINE)
 
 
@@ -57,8 +60,8 @@ class Server:
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[Server]:
-    """Runs one of our own servers: `started`, ready when its `/health/ready` says so, with its `/info`."""
-    with started(command, log, _is_ready) as server:
+    """Runs one of our own servers: `started`, ready when it says so, with its `/info`."""
+    with started(command, log, lambda _: _ANNOUNCED.search(log.read_text(errors="replace")) is not None) as server:
         yield replace(server, info=_info(server.port))
 
 
@@ -105,14 +108,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health/ready", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _info(port: int) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps({"labels": ["a", "b"]}).encode())
 
-HTTPServer((sys.argv[2], int(sys.argv[4])), Handler).serve_forever()
+server = HTTPServer((sys.argv[2], int(sys.argv[4])), Handler)
+print("Serving a-model on http://127.0.0.1", flush=True)
+server.serve_forever()
 """
 
 
