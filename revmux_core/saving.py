@@ -100,14 +100,14 @@ def save_extended(
 
     What was measured and certified is left behind, as it is about the bundle as a whole.
     """
-    entries = [entry for entry in manifest.adapters if entry.point in kept]
-    left = {entry.file for entry in manifest.adapters if entry not in entries}
+    left = {entry.file for entry in manifest.adapters if entry.point not in kept}
     left |= {file for calibration in manifest.calibrations for file in calibration.files.values()}
     files = [file for file in manifest.files if file not in left]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes((source / file).read_bytes())
-    entries += _save_adapters(folder, adapters)
+    new = _save_adapters(folder, adapters)
+    entries = [*(entry for entry in manifest.adapters if entry.point in kept), *new]
     extended = manifest.model_copy(
         update={
             "format_version": FORMAT_VERSION,
@@ -116,7 +116,7 @@ def save_extended(
             "training": training,
             "measured": {},
             "calibrations": [],
-            "files": _hashed(folder, sorted({*files, *(entry.file for entry in entries)})),
+            "files": _hashed(folder, [*files, *(entry.file for entry in new)]),
         }
     )
     write_manifest(folder, extended)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from revmux_core.bundle import load_bundle
-from revmux_core.classifier import make_adapters
 from revmux_core.data import Example, label_targets
 from revmux_core.manifest import read_manifest, resolve_bundle
 from revmux_core.saving import save_extended
-from revmux_core.training.adapters import train_adapters
-from revmux_core.training.cache import compute_states
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import default_precision
-from revmux_core.training.run import Recipe, TrainingError, begin, multiplexers_of, points_of
+from revmux_core.training.run import Recipe, TrainingError, begin, fit, multiplexers_of, points_of, record
 
 
 def extend(
@@ -57,19 +53,12 @@ def extend(
     targets = label_targets(examples, backbone.problem, samples)
     points = points_of(recipe, backbone.num_layers)
     kept = [point for point in points if point in manifest.points]
-    multiplexers = multiplexers_of(recipe, backbone, [point for point in points if point not in kept])
+    multiplexers = multiplexers_of(recipe, backbone, [point for point in points if point not in kept], device)
     if not multiplexers:
         raise TrainingError(f"{recipe.model} has all of these points: name one that is to be trained")
     work = begin(out, recipe, examples)
-    adapters = {
-        point: make_adapters(backbone, point, multiplexer.to(device), recipe.delta_rank)
-        for point, multiplexer in multiplexers.items()
-    }
-    depths = [point.prefill for point in adapters]
-    states = compute_states(backbone, samples, depths, work, tokenizer.pad_id, device, precision)
-    seconds = train_adapters(
-        backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
-    )
+    adapters, seconds = fit(backbone, multiplexers, samples, targets, recipe, work, tokenizer.pad_id, device, precision)
+    trained = record(recipe, examples, joined, precision, device, {"adapters": seconds}, provenance)
     save_extended(
         out,
         name=name or manifest.name,
@@ -77,15 +66,5 @@ def extend(
         manifest=manifest,
         kept=kept,
         adapters=adapters,
-        training={
-            "recipe": asdict(recipe),
-            "points": [point.name for point in adapters],
-            "samples": len(examples),
-            "joined_samples": len(joined),
-            "precision": precision,
-            "device": device.type,
-            "seconds": {"adapters": round(seconds)},
-            **(provenance or {}),
-            "before": manifest.training,
-        },
+        training=trained | {"points": [point.name for point in adapters], "before": manifest.training},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from revmux_core.backbones.base import TOKEN_HEAD, problem_of
 from revmux_core.backbones.words import prompt_ids
 from revmux_core.base_model import BaseModel, find_base, sha256
 from revmux_core.bundle import load_model
-from revmux_core.classifier import MuxClassifier, make_adapters
+from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
 from revmux_core.data import Example, label_targets
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import BaseEntry
@@ -141,7 +141,7 @@ def train(
     if not points and kind != "bare" and not prompt_tokens:
         raise TrainingError("there is nothing to train: name at least one --width of 2 or more, or a --point")
     # Made before tuning, so that a method or width that does not fit is refused at once.
-    multiplexers = {point: made.to(device) for point, made in multiplexers_of(recipe, backbone, points).items()}
+    multiplexers = multiplexers_of(recipe, backbone, points, device)
     if targets is None and kind == "bare":
         raise TrainingError(f"{recipe.model} is a bare model: tuning it needs labelled text (--label-column)")
     if targets is None and prompt_tokens:
@@ -187,15 +187,10 @@ def train(
     if held_out and targets is not None:
         backbone.problem = _with_thresholds(backbone, [samples[i] for i in held_out], targets[held_out], tokenizer)
 
-    adapters = {
-        point: make_adapters(backbone, point, multiplexer, recipe.delta_rank)
-        for point, multiplexer in multiplexers.items()
-    }
-    if adapters:
-        depths = [point.prefill for point in adapters]
-        states = compute_states(backbone, samples, depths, work, tokenizer.pad_id, device, precision)
-        seconds["adapters"] = train_adapters(
-            backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
+    adapters: dict[OperatingPoint, Adapters] = {}
+    if multiplexers:
+        adapters, seconds["adapters"] = fit(
+            backbone, multiplexers, samples, targets, recipe, work, tokenizer.pad_id, device, precision
         )
     save_bundle(
         out,
@@ -207,15 +202,7 @@ def train(
         task=task,
         adapters=adapters,
         num_layers=backbone.num_layers,
-        training={
-            "recipe": asdict(recipe),
-            "samples": len(examples),
-            "joined_samples": len(joined),
-            "precision": precision,
-            "device": device.type,
-            "seconds": {stage: round(value) for stage, value in seconds.items()},
-            **(provenance or {}),
-        },
+        training=record(recipe, examples, joined, precision, device, seconds, provenance),
         verbalizer=verbalizer,
         prompt=prompt,
     )
@@ -244,16 +231,61 @@ def points_of(recipe: Recipe, num_layers: int) -> list[OperatingPoint]:
 
 
 def multiplexers_of(
-    recipe: Recipe, backbone: Backbone, points: Sequence[OperatingPoint]
+    recipe: Recipe, backbone: Backbone, points: Sequence[OperatingPoint], device: torch.device
 ) -> dict[OperatingPoint, Multiplexer]:
     """Untrained ones of `points`. Raises `TrainingError` for a method that does not fit the model's task."""
     multiplexers = {
-        point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size)
+        point: make_multiplexer(method_at(point.width, recipe.method), point.width, backbone.hidden_size).to(device)
         for point in points
     }
     if backbone.problem.by_word and any(multiplexer.rows_apart for multiplexer in multiplexers.values()):
         raise TrainingError(f"--method {recipe.method} merges neighbouring tokens: no word could be told from the next")
     return multiplexers
+
+
+def fit(
+    backbone: Backbone,
+    multiplexers: Mapping[OperatingPoint, Multiplexer],
+    samples: Sequence[Tokens],
+    targets: np.ndarray | None,
+    recipe: Recipe,
+    work: Path,
+    pad_id: int,
+    device: torch.device,
+    precision: str,
+) -> tuple[dict[OperatingPoint, Adapters], float]:
+    """The adapters around `multiplexers`, trained as the recipe says, and the seconds that training took."""
+    adapters = {
+        point: make_adapters(backbone, point, multiplexer, recipe.delta_rank)
+        for point, multiplexer in multiplexers.items()
+    }
+    depths = [point.prefill for point in adapters]
+    states = compute_states(backbone, samples, depths, work, pad_id, device, precision)
+    seconds = train_adapters(
+        backbone, adapters, states, targets, recipe.losses, recipe.adapters, work, recipe.seed, device, precision
+    )
+    return adapters, seconds
+
+
+def record(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    joined: Sequence[Example],
+    precision: str,
+    device: torch.device,
+    seconds: Mapping[str, float],
+    provenance: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What a manifest says of a training; `seconds` are those of its stages."""
+    return {
+        "recipe": asdict(recipe),
+        "samples": len(examples),
+        "joined_samples": len(joined),
+        "precision": precision,
+        "device": device.type,
+        "seconds": {stage: round(value) for stage, value in seconds.items()},
+        **(provenance or {}),
+    }
 
 
 def _with_thresholds(
