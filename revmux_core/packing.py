@@ -7,6 +7,7 @@ Pure: no torch.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
@@ -68,7 +69,7 @@ def pack(lengths: Sequence[int], costs: RowCosts) -> list[Packing]:
     Texts of unlike lengths get rows of their own kind, one `Packing` for each multiple of `ROW_LENGTH`, so that short
     ones do not pay for long rows; but what long ones leave free is filled with short ones. Of all the rows' possible
     lengths the one that costs least is taken: O(n^2) steps at worst, of which all but O(n log n) are the insertions
-    into a list.
+    into a list. Every length is tried by counting alone, in O(d^2) steps for d unlike lengths.
     """
     waiting = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     packings = []
@@ -79,22 +80,52 @@ def pack(lengths: Sequence[int], costs: RowCosts) -> list[Packing]:
         least = max(-(-longest // LENGTH_STEP) * LENGTH_STEP, SHORTEST_ROWS)
         # Beyond what holds them all in one row nothing changes any more.
         enough = max(sum(lengths[number] for number in own) + LENGTH_STEP - 1, least)
-        filled = [_rows(own, lengths, capacity) for capacity in range(least, min(enough, most) + 1, LENGTH_STEP)]
-        rows, (count, length) = min(
-            ((rows, shape) for rows, length in filled for shape in costs.shapes(len(rows), length)),
+        counts = sorted(Counter([lengths[number] for number in own]).items(), reverse=True)
+        capacity, (count, length) = min(
+            (
+                (capacity, shape)
+                for capacity in range(least, min(enough, most) + 1, LENGTH_STEP)
+                for shape in costs.shapes(*_filled(counts, capacity))
+            ),
             key=lambda choice: costs.of(*choice[1]),
         )
+        rows: list[list[int]] = []
+        _fit(own, lengths, capacity, rows, grows=True)
         rows += [[] for _ in range(count - len(rows))]
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
     return packings
 
 
-def _rows(texts: Sequence[int], lengths: Sequence[int], capacity: int) -> tuple[list[list[int]], int]:
-    """Rows of `texts`, longest first, of up to `capacity` positions each, and their length."""
-    rows: list[list[int]] = []
-    _fit(texts, lengths, capacity, rows, grows=True)
-    longest = max(sum(lengths[number] for number in row) for row in rows)
+def _filled(counts: Sequence[tuple[int, int]], capacity: int) -> tuple[int, int]:
+    """How many rows of up to `capacity` positions `_fit` makes for texts of lengths that come so often, longest first,
+    and how long these rows are.
+
+    Without saying who stands where: texts of one length go into all rows with the same room at once, and into each of
+    them as many as fit, since the row that a text went into is the one with the least room for the next.
+    """
+    rows = 0
+    having = [0] * (capacity + 1)
+    # One bit for each room that some row has, so that the least that is large enough is found in one step.
+    rooms = 0
+    for length, left in counts:
+        while left:
+            enough = rooms >> length
+            room = length + (enough & -enough).bit_length() - 1 if enough else capacity
+            each = min(room // length, left)
+            taken = left // each
+            if enough:
+                taken = min(taken, having[room])
+                having[room] -= taken
+                if not having[room]:
+                    rooms ^= 1 << room
+            else:
+                rows += taken
+            after = room - each * length
+            having[after] += taken
+            rooms |= 1 << after
+            left -= taken * each
+    longest = capacity + 1 - (rooms & -rooms).bit_length()
     return rows, -(-longest // LENGTH_STEP) * LENGTH_STEP
 
 
