@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class Prefilled:
 
     depth: int
     states: Tensor
-    words: list[int] | None = None
+    words: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -39,10 +40,10 @@ class Words:
     samples: Tensor
     positions: Tensor
     nth: Tensor
-    own: tuple[list[int], ...]
+    own: tuple[Sequence[int], ...]
 
     @classmethod
-    def of(cls, own: Sequence[list[int]]) -> Words:
+    def of(cls, own: Sequence[Sequence[int]]) -> Words:
         """The words of samples that stand at these positions."""
         counts = list(map(len, own))
         return cls(
@@ -180,28 +181,32 @@ def collate(
 
 def make_mask(lengths: Sequence[int], longest: int, padding_side: str) -> Tensor:
     """`[S, T]`, 1 where a row holds text."""
-    positions = np.arange(longest)[None, :]
-    ends = np.asarray(lengths, dtype=np.int64)[:, None]
-    held = positions < ends if padding_side == "right" else positions >= longest - ends
-    return torch.from_numpy(held.astype(np.int64))
+    return torch.from_numpy(_held(lengths, longest, padding_side).astype(np.int64))
 
 
 def pad(
     samples: Sequence[Tokens], pad_id: int, padding_side: str, longest: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids, mask and type ids, `[S, T]` each; type ids are None for models without segments.
+    """Ids, mask and type ids, `[S, T]` each; type ids are None where no sample has any.
 
     T is `longest`, or the length of the longest sample.
     """
-    lengths = [len(sample) for sample in samples]
-    longest = max(lengths) if longest is None else longest
-    ids = np.full((len(samples), longest), pad_id, dtype=np.int64)
-    type_ids = None if not samples or samples[0].type_ids is None else np.zeros_like(ids)
-    for row, sample in enumerate(samples):
-        columns = slice(0, len(sample)) if padding_side == "right" else slice(longest - len(sample), longest)
-        ids[row, columns] = sample.ids
-        # Of one text all are 0, as they are already.
-        if type_ids is not None and sample.type_ids is not None and any(sample.type_ids):
-            type_ids[row, columns] = sample.type_ids
-    mask = make_mask(lengths, longest, padding_side)
-    return torch.from_numpy(ids), mask, None if type_ids is None else torch.from_numpy(type_ids)
+    lengths = [len(sample.ids) for sample in samples]
+    held = _held(lengths, max(lengths) if longest is None else longest, padding_side)
+    # All rows at once: row after row of `held` is sample after sample.
+    ids = np.full(held.shape, pad_id, dtype=np.int64)
+    ids[held] = np.fromiter(chain.from_iterable([sample.ids for sample in samples]), np.int64, sum(lengths))
+    type_ids = None
+    if any(sample.type_ids is not None for sample in samples):
+        kinds = np.zeros_like(ids)
+        own = [sample.type_ids or [0] * len(sample.ids) for sample in samples]
+        kinds[held] = np.fromiter(chain.from_iterable(own), np.int64, sum(lengths))
+        type_ids = torch.from_numpy(kinds)
+    return torch.from_numpy(ids), torch.from_numpy(held.astype(np.int64)), type_ids
+
+
+def _held(lengths: Sequence[int], longest: int, padding_side: str) -> np.ndarray:
+    """`[S, T]`, whether a row holds text there."""
+    positions = np.arange(longest)[None, :]
+    ends = np.asarray(lengths, dtype=np.int64)[:, None]
+    return positions < ends if padding_side == "right" else positions >= longest - ends

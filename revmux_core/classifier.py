@@ -82,7 +82,7 @@ class Outcome:
     confidences: Tensor
     states: dict[Group, States]
     lengths: dict[int, int]
-    words: dict[int, list[int]]
+    words: dict[int, Sequence[int]]
 
     def standing(self, group: Group, member: int) -> Prefilled:
         """The member at position `member` of a group that is not plain, as it stood where the prefill ended.

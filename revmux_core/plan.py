@@ -6,23 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from revmux_core.points import OperatingPoint
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """One tokenized sample: ids of shape `[T]`, special tokens included, never padded.
 
-    `type_ids` (same length) tells the two texts of a pair apart; it is None for models that have no segments. Where
-    every word is answered, `words` has the positions of their first word pieces, ascending, and `spans` where they
-    begin and end in the text, in characters; the latter is known only where texts are.
+    `type_ids` (same length) tells the two texts of a pair apart; it is None where all are 0, as those of a text alone
+    are, and for models that have no segments. Where every word is answered, `words` has the positions of their first
+    word pieces, ascending, and `spans` where they begin and end in the text, in characters; the latter is known only
+    where texts are.
     """
 
-    ids: list[int]
-    type_ids: list[int] | None = None
-    words: list[int] | None = None
+    ids: Sequence[int]
+    type_ids: Sequence[int] | None = None
+    words: Sequence[int] | None = None
     spans: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:

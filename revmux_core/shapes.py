@@ -162,7 +162,7 @@ def random_classifier(
 def random_tokens(count: int, length: int) -> list[Tokens]:
     """`count` texts of `length` random tokens each."""
     ids = np.random.default_rng(0).integers(1000, 20_000, (count, length))
-    return [Tokens(row, [0] * length) for row in ids.tolist()]
+    return [Tokens(row) for row in ids.tolist()]
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -129,7 +129,7 @@ class TextTokenizer:
                 kept.append(position)
             ids, type_ids = [ids[i] for i in kept], [type_ids[i] for i in kept]
         words, spans = _words(encoding, kept) if self.by_word else (None, None)
-        return Tokens(ids, type_ids if self.segmented else None, words, spans)
+        return Tokens(ids, type_ids if self.segmented and any(type_ids) else None, words, spans)
 
     def __call__(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encodes and cuts to the backbone's limit. Raises as `encode` does."""

@@ -149,9 +149,8 @@ class Engine:
         eager = self._device.type == "cpu" and self._bundle.classifier.executor.backend == "torch"
         timings: list[Timing] = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
-            type_ids = None if sample.type_ids is None else [0] * length
             words = None if sample.words is None else list(range(length))
-            tokens = Tokens([sample.ids[0]] * length, type_ids, words)
+            tokens = Tokens([sample.ids[0]] * length, words=words)
             for point in self._points:
                 # Of a batch of this cost, see `plan_batch`.
                 rows = int(max_batch_tokens / (length * point.ideal_cost(layers)))
@@ -220,10 +219,13 @@ class Engine:
                 break
             states = [outcome.standing(group, row) for outcome, group, row in onward.values()]
             launched = launch(self._collate(states, after.plan))
-        scores = [logits[number] for number in range(len(logits))]
+        rows = [logits[number] for number in range(len(logits))]
         activate = self._problem.activate
-        probs = map(activate, scores) if self._problem.by_word else activate(np.stack(scores))
-        listed, activated = ([own.ravel().tolist() for own in each] for each in (scores, probs))
+        if self._problem.by_word:
+            listed, activated = ([own.ravel().tolist() for own in each] for each in (rows, map(activate, rows)))
+        else:
+            stacked = np.stack(rows)
+            listed, activated = stacked.tolist(), activate(stacked).tolist()
         return Scores(listed, activated, seconds, kept, padded)
 
     def _launch(self, parts: Parts) -> _Launched:

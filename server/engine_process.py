@@ -12,7 +12,6 @@ import msgspec
 import uvloop
 
 from revmux_core.errors import RevmuxError
-from revmux_core.plan import Tokens
 from server import __version__
 from server.answers import Answers
 from server.channel import Channel
@@ -119,7 +118,7 @@ class FrontEnd(Channel[ToEngine]):
             self.send(Failed(number))
 
     def _submit(self, message: Submit) -> None:
-        samples = [Tokens(*fields) for fields in message.samples]
+        samples = [sample.tokens() for sample in message.samples]
         reply = Reply(self, message.number)
         try:
             self._pending[message.number] = self._served.batcher.admit(samples, message.terms, reply)

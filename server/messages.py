@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import struct
+from array import array
+from collections.abc import Sequence
+from typing import Self
 
 import msgspec
 
+from revmux_core.plan import Tokens
 from server.answers import Terms
 from server.facts import Facts
 
 MAX_FRAME = 64 * 2**20
 """Bytes of a message, at most: the largest tokenizers take some 30 MiB, and the largest requests less."""
 
+_INT = "i"
 _LENGTH = struct.Struct(">I")
 _ENCODER = msgspec.msgpack.Encoder()
 
 
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """`Tokens` without their spans in the text: each list as the bytes of its numbers.
+
+    Of a list the engine would make an object a number, which is what most of its memory's coming and going would be.
+    """
+
+    ids: bytes
+    type_ids: bytes | None
+    words: bytes | None
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> Self:
+        type_ids, words = (None if own is None else _bytes(own) for own in (tokens.type_ids, tokens.words))
+        return cls(_bytes(tokens.ids), type_ids, words)
+
+    def tokens(self) -> Tokens:
+        type_ids, words = (None if own is None else array(_INT, own) for own in (self.type_ids, self.words))
+        return Tokens(array(_INT, self.ids), type_ids, words)
+
+
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A request: ids, segment ids and words of its samples, as `Tokens` have them, and its terms. `number` is the front
-    end's own."""
+    """A request: its samples and its terms. `number` is the front end's own."""
 
     number: int
-    samples: list[tuple[list[int], list[int] | None, list[int] | None]]
+    samples: list[Sample]
     terms: Terms
 
 
@@ -69,6 +93,10 @@ class Renewed(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 ToEngine = Submit | Withdraw
 ToFrontEnd = Hello | Answered | Refused | Failed | Renewed
+
+
+def _bytes(numbers: Sequence[int]) -> bytes:
+    return array(_INT, numbers).tobytes()
 
 
 class FrameError(ValueError):

@@ -17,7 +17,7 @@ from revmux_core.tokenization import TextTokenizer
 from server.answers import Answer, Answers, Terms
 from server.channel import Channel
 from server.errors import InferenceFailed, QueueFull, QueueTooLong, RequestTooLarge, Unavailable
-from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Submit, ToFrontEnd, Withdraw
+from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Sample, Submit, ToFrontEnd, Withdraw
 from server.service import LOADING_RETRY, Model, Service
 from server.tokenization import RequestTokenizer
 
@@ -75,7 +75,7 @@ class RemoteBatcher(Channel[ToFrontEnd]):
             terms = msgspec.structs.replace(terms, priority=priority)
         message = Submit(
             number=self._submitted,
-            samples=[(tokens.ids, tokens.type_ids, tokens.words) for tokens in samples],
+            samples=list(map(Sample.of, samples)),
             terms=terms,
         )
         try:

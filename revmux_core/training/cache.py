@@ -38,7 +38,7 @@ class FrozenStates:
     pooled: Tensor
     prefill: dict[int, np.ndarray]
     offsets: np.ndarray
-    words: Sequence[list[int]] | None = None
+    words: Sequence[Sequence[int]] | None = None
 
     def words_of(self, indices: Sequence[int]) -> Words | None:
         """Where the words of these samples are read, numbered as the samples stand here; None where none are."""

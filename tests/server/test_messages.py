@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revmux_core.plan import Tokens
 from server import messages
 from server.answers import Terms
 from server.messages import (
@@ -16,6 +17,7 @@ from server.messages import (
     FrameReader,
     Refused,
     Renewed,
+    Sample,
     Submit,
     ToEngine,
     Withdraw,
@@ -24,12 +26,13 @@ from server.messages import (
 
 numbers = st.integers(0, 2**31)
 scores = st.lists(st.floats(allow_nan=False, width=32), max_size=4)
-ids = st.lists(st.integers(0, 2**31), max_size=5)
+ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
+samples = st.builds(Tokens, ids, st.none() | ids, st.none() | ids).map(Sample.of)
 message = st.one_of(
     st.builds(
         Submit,
         numbers,
-        st.lists(st.tuples(ids, st.none() | ids, st.none() | ids), max_size=4),
+        st.lists(samples, max_size=4),
         st.builds(
             Terms,
             numbers,
@@ -69,13 +72,20 @@ def test_messages_survive_any_pieces(sent: list, data: st.DataObject) -> None:
     assert heard == sent
 
 
+@given(st.builds(Tokens, ids, st.none() | ids, st.none() | ids))
+def test_samples_arrive_with_the_numbers_that_they_had(sent: Tokens) -> None:
+    arrived = Sample.of(sent).tokens()
+    for own, before in zip(msgspec.structs.astuple(arrived), msgspec.structs.astuple(sent), strict=True):
+        assert before is None if own is None else list(own) == before
+
+
 def test_what_is_too_large_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = bytearray()
     append_frame(stream, Withdraw(1))
     whole = bytes(stream)
     monkeypatch.setattr(messages, "MAX_FRAME", 20)
     with pytest.raises(FrameError):
-        append_frame(stream, Submit(2, [([7] * 50, None, None)], Terms(1)))
+        append_frame(stream, Submit(2, [Sample.of(Tokens([7] * 50))], Terms(1)))
     assert stream == whole
     reader = FrameReader()
     assert len(reader.feed(whole)) == 1
