@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from types import FrameType
 
 from server import __version__
 from server.child import DRAIN, END, ENGINE, SupervisorLine
+from server.garbage import settle
 from server.metrics import Metrics
 from server.ports import listen_all
 from server.remote import Remote
@@ -49,8 +49,7 @@ def main() -> None:
     line = SupervisorLine(folder)
     service = Service(line.settings, Remote(folder / ENGINE), Metrics(__version__, folder))
     server = FrontEndServer(service, line)
-    # The modules last: what collects garbage need not look at them again and again.
-    gc.freeze()
+    settle()
     server.run(listen_all(line.settings, shared=True))
     if service.failure is not None:
         raise service.failure

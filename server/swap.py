@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
 from revmux_core.bundle import Bundle
 from revmux_core.errors import RevmuxError
+from server.garbage import settle, unsettle
 from server.loading import Loaded, load_model
 from server.metrics import Metrics
 from server.settings import Settings
@@ -52,7 +52,7 @@ class HotSwap:
         """
         loaded = await asyncio.to_thread(load_model, self._settings, self._load, self._metrics)
         self._metrics.describe_model(loaded.facts)
-        _settle()
+        settle()
         await self._serve(loaded)
         self._swapping = asyncio.create_task(self._run())
 
@@ -69,7 +69,7 @@ class HotSwap:
             await self._swapping
         if self._loaded is not None:
             await self._loaded.close()
-        gc.unfreeze()
+        unsettle()
 
     async def _run(self) -> None:
         while True:
@@ -79,7 +79,7 @@ class HotSwap:
                 break
             outcome = "done" if await self._swap() else "failed"
             self._metrics.reloads.labels(outcome).inc()
-            _settle()
+            settle()
 
     async def _swap(self) -> bool:
         """Whether another model answers now."""
@@ -110,15 +110,3 @@ class HotSwap:
     def _on_lost(self, _: Future[None]) -> None:
         self.lost = True
         self._lose()
-
-
-def _settle() -> None:
-    """Has what collects garbage look at a model and the modules once and never again, and gives back the memory of a
-    model before it that only its own cycles hold.
-
-    A full collection stops all threads; with the demo bundle it took 400 to 470 ms, and came every five seconds at full
-    load: 8% of the time, and the reason why admitted requests were not answered in time.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
