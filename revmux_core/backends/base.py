@@ -40,6 +40,10 @@ class Executor(Protocol[Laid]):
         """From now on only `points` are run, so layers need no seams where other points multiplex, stop or are left."""
         ...
 
+    def prepare(self) -> None:
+        """What makes few texts at a time faster, and takes a moment and memory: for who serves, before the first."""
+        ...
+
     def positions(self, lengths: Sequence[int]) -> int:
         """How many positions `run` computes for texts of these lengths, padding among them."""
         ...

@@ -39,6 +39,10 @@ ATTENTION_WEIGHT = 2
 position of its row, a share of 1/(6 d) for each. These take longer than those, as much goes to softmax and the mask:
 1.4 times in float32 and 3.4 in bfloat16 with AMX, d = 384."""
 
+COPIES, LARGEST_COPIED = 4, 2**24
+"""How many copies the plain path's program gets for single rows, and how many weights its layers may have for that:
+each copy holds its own."""
+
 AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
 """Where the CPU has AMX: matrix products of positions that are no multiple of this take as long as those of the
 next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance.md`)."""
@@ -74,6 +78,12 @@ class OpenVinoExecutor:
         self._programs.clear()
         self._adapters.clear()
 
+    def prepare(self) -> None:
+        self._compile()
+        frozen = self._pieces.frozen
+        if sum(weights.numel() for layer in frozen for weights in layer.parameters()) <= LARGEST_COPIED:
+            self._last(frozen).copy(COPIES)
+
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._costs).positions
 
@@ -100,15 +110,8 @@ class OpenVinoExecutor:
 
     def run(self, states: Packed, layers: Sequence[nn.Module], firsts: bool) -> Packed:
         states = states.alone()
+        self._compile()
         frozen = self._pieces.frozen
-        if not self._programs:
-            # What this batch does not need is what the first escalated sample will, when nobody wants to wait.
-            *before, last = self._pieces.cut(frozen)
-            for piece in before:
-                self._layers(piece)
-            end = self._layers if self._backbone.problem.by_word else self._end
-            for piece in (frozen, last):
-                end(piece)
         *before, last = [frozen] if tuple(layers) == frozen else self._pieces.cut(layers)
         for piece in before:
             states = self._run(states, piece)
@@ -193,6 +196,20 @@ class OpenVinoExecutor:
         self._adapter(Mix, multiplexer).run_into(flat, states.flat, torch.from_numpy(source))
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
+
+    def _compile(self) -> None:
+        if not self._programs:
+            # What this batch does not need is what the first escalated sample will, when nobody wants to wait.
+            frozen = self._pieces.frozen
+            *before, last = self._pieces.cut(frozen)
+            for piece in before:
+                self._layers(piece)
+            for piece in (frozen, last):
+                self._last(piece)
+
+    def _last(self, piece: Piece) -> Program:
+        """Of a piece that ends with the last frozen layer."""
+        return self._layers(piece) if self._backbone.problem.by_word else self._end(piece)
 
     def _layers(self, piece: Piece) -> Program:
         return self._program(piece, PackedLayers)

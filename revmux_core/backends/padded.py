@@ -23,6 +23,9 @@ class PaddedExecutor:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
 
+    def prepare(self) -> None:
+        pass
+
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,21 +20,12 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Layers, Multiplexing, check_outputs, example_states
 
-logger = logging.getLogger(__name__)
-
 TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
 """Relative error a layer at which a program is refused, and of any program: what tracing gets wrong is as large as
 the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
-
-COPIES, OFTEN, LARGEST_COPIED = 4, 8, 2**24
-"""How many copies a program has at most, after how many runs at a length it gets one, and how many weights it may have
-for that: each copy holds its own."""
-
-COPYING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-copies")
-"""Makes them, one after the other, so that serving loses one core to it at most."""
 
 
 def has_bfloat16() -> bool:
@@ -95,16 +84,20 @@ class Program:
     """A compiled module, which `compiled` makes. Tensors are shared with PyTorch: none is copied on its way in.
 
     OpenVINO prepares all of a program anew whenever its inputs have other shapes than the last time, which takes up to
-    as long as a text alone does. So a program has up to `copies` of its own, for single rows of the first lengths that
-    come `OFTEN`; they are made in another thread, while it goes on.
+    as long as a text alone does. So a program may have copies for single rows, each for the length that it ran last.
     """
 
-    def __init__(self, compiled: Callable[[], ov.InferRequest], copies: int = 0) -> None:
+    def __init__(self, compiled: Callable[[], ov.InferRequest]) -> None:
         self._compiled = compiled
         self._request = compiled()
-        self._most = copies
-        self._runs: Counter[int] = Counter()
-        self._copies: dict[int, Future[ov.InferRequest]] = {}
+        self._spare: list[ov.InferRequest] = []
+        self._by_length: dict[int, ov.InferRequest] = {}
+        """Copies by the length that they ran last, the one that ran longest ago first."""
+
+    def copy(self, count: int) -> None:
+        """Makes so many copies, on all cores."""
+        with ThreadPoolExecutor() as pool:
+            self._spare += pool.map(lambda _: self._compiled(), range(count))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module's outputs."""
@@ -122,21 +115,16 @@ class Program:
 
     def _for_row(self, length: int) -> ov.InferRequest:
         """What runs a single row of `length` positions."""
-        copy = self._copies.get(length)
-        if copy is not None:
-            return copy.result() if copy.done() else self._request
-        if len(self._copies) < self._most:
-            self._runs[length] += 1
-            if self._runs[length] == OFTEN:
-                self._copies[length] = COPYING.submit(self._copy)
-        return self._request
-
-    def _copy(self) -> ov.InferRequest:
-        try:
-            return self._compiled()
-        except Exception:
-            logger.exception("a program could not be copied")
+        if length in self._by_length:
+            own = self._by_length.pop(length)
+        elif self._spare:
+            own = self._spare.pop()
+        elif self._by_length:
+            own = self._by_length.pop(next(iter(self._by_length)))
+        else:
             return self._request
+        self._by_length[length] = own
+        return own
 
 
 class Compiler:
@@ -171,9 +159,7 @@ class Compiler:
         model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
         if self._quantizes and isinstance(module, PackedLayers | PackedEnd | Mix):
             _quantize(model)
-        small = sum(weights.numel() for weights in module.parameters()) <= LARGEST_COPIED
-        copies = COPIES if small and isinstance(module, PackedLayers | PackedEnd) else 0
-        program = Program(partial(self._compiled, model, decoder), copies)
+        program = Program(partial(self._compiled, model, decoder))
         _check(module, program, _example(module, 3, 11, size))
         return program
 

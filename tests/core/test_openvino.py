@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from revmux_core.backends import programs
 from revmux_core.backends.openvino import OpenVinoExecutor
 from revmux_core.backends.packed import Packed
-from revmux_core.backends.programs import COPIES, COPYING, OFTEN, Compiler, PackedLayers, Program, has_bfloat16
+from revmux_core.backends.programs import Compiler, PackedLayers, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
@@ -73,20 +72,9 @@ def test_layers_are_pytorchs_whatever_the_lengths(
         torch.testing.assert_close(firsts, expected[rows, 0], atol=1e-3, rtol=1e-3)
 
 
-def test_single_rows_of_lengths_that_come_often_get_copies_which_compute_the_same(
-    compiled: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: Bundle) -> None:
     backbone = compiled.classifier.backbone
-    requests: list[Program] = []
-    copy = Program._copy
-
-    def count(program: Program) -> Any:
-        requests.append(program)
-        return copy(program)
-
-    monkeypatch.setattr(Program, "_copy", count)
     program = Compiler(torch.float32).compile(PackedLayers(backbone, backbone.layers(0, 2)), backbone.hidden_size)
-    lengths = [16 * number for number in range(1, COPIES + 2)]
 
     def run(rows: int, length: int) -> torch.Tensor:
         torch.manual_seed(length)
@@ -95,21 +83,14 @@ def test_single_rows_of_lengths_that_come_often_get_copies_which_compute_the_sam
         program.run_into(output, hidden, segments)
         return output
 
-    def run_often() -> None:
-        for length in lengths:
-            for rows in (1, 2):
-                for _ in range(OFTEN):
-                    run(rows, length)
-        # What was to be copied by then has been.
-        COPYING.submit(int).result()
-
-    before = [run(1, length) for length in lengths]
-    run_often()
-    assert len(requests) == COPIES, "none for more rows, and no more than there may be"
-    for length, expected in zip(lengths, before, strict=True):
-        assert torch.equal(run(1, length), expected)
-    run_often()
-    assert len(requests) == COPIES
+    lengths = [16, 32, 48]
+    before = {(rows, length): run(rows, length) for rows in (1, 2) for length in lengths}
+    program.copy(2)
+    # Three lengths for two copies: the one that ran longest ago goes over to the third, and back.
+    for length in [16, 32, 16, 48, 16, 32, 48]:
+        for rows in (1, 2):
+            assert torch.equal(run(rows, length), before[rows, length])
+    assert [*program._by_length] == [32, 48]
 
 
 def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch) -> None:
