@@ -22,10 +22,8 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """`Tokens` without their spans in the text: each list as the bytes of its numbers.
-
-    Of a list the engine would make an object a number, which is what most of its memory's coming and going would be.
-    """
+    """`Tokens` without their spans in the text: each list as the bytes of its numbers, of which the engine makes no
+    object each."""
 
     ids: bytes
     type_ids: bytes | None
