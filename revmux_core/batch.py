@@ -193,16 +193,19 @@ def pad(
     """
     lengths = [len(sample.ids) for sample in samples]
     held = _held(lengths, max(lengths) if longest is None else longest, padding_side)
-    # All rows at once: row after row of `held` is sample after sample.
-    ids = np.full(held.shape, pad_id, dtype=np.int64)
-    ids[held] = np.fromiter(chain.from_iterable([sample.ids for sample in samples]), np.int64, sum(lengths))
+    ids = _placed([sample.ids for sample in samples], held, pad_id)
     type_ids = None
     if any(sample.type_ids is not None for sample in samples):
-        kinds = np.zeros_like(ids)
-        own = [sample.type_ids or [0] * len(sample.ids) for sample in samples]
-        kinds[held] = np.fromiter(chain.from_iterable(own), np.int64, sum(lengths))
-        type_ids = torch.from_numpy(kinds)
-    return torch.from_numpy(ids), torch.from_numpy(held.astype(np.int64)), type_ids
+        type_ids = _placed([sample.type_ids or [0] * len(sample.ids) for sample in samples], held, 0)
+    return ids, torch.from_numpy(held.astype(np.int64)), type_ids
+
+
+def _placed(rows: Sequence[Sequence[int]], held: np.ndarray, fill: int) -> Tensor:
+    """`[S, T]`, with the numbers of `rows` where `held` `[S, T]` holds text, and `fill` elsewhere."""
+    placed = np.full(held.shape, fill, dtype=np.int64)
+    # All rows at once: row after row of `held` is sample after sample.
+    placed[held] = np.fromiter(chain.from_iterable(rows), np.int64, sum(map(len, rows)))
+    return torch.from_numpy(placed)
 
 
 def _held(lengths: Sequence[int], longest: int, padding_side: str) -> np.ndarray:

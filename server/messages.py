@@ -16,7 +16,7 @@ from server.facts import Facts
 MAX_FRAME = 64 * 2**20
 """Bytes of a message, at most: the largest tokenizers take some 30 MiB, and the largest requests less."""
 
-_INT = "i"
+_INT = "I"
 _LENGTH = struct.Struct(">I")
 _ENCODER = msgspec.msgpack.Encoder()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from revmux_core.backends import programs
-from revmux_core.backends.openvino import OpenVinoExecutor
+from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
 from revmux_core.backends.packed import Packed
 from revmux_core.backends.programs import Compiler, PackedLayers, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
@@ -91,6 +91,21 @@ def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: B
         for rows in (1, 2):
             assert torch.equal(run(rows, length), before[rows, length])
     assert [*program._by_length] == [32, 48]
+
+
+@pytest.mark.parametrize(("largest", "copies"), [(10**6, COPIES), (1, 0)])
+def test_who_serves_has_copies_of_the_plain_path_alone_unless_it_is_large(
+    tiny_bundle_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int
+) -> None:
+    monkeypatch.setattr("revmux_core.backends.openvino.LARGEST_COPIED", largest)
+    bundle = load_bundle(tiny_bundle_path, backend="openvino")
+    executor = bundle.classifier.executor
+    assert isinstance(executor, OpenVinoExecutor)
+    executor.prepare()
+    made = {piece: len(program._spare) for (_, piece), program in executor._programs.items()}
+    assert made.pop(executor._pieces.frozen) == copies
+    assert made
+    assert not any(made.values())
 
 
 def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from server.messages import (
 
 numbers = st.integers(0, 2**31)
 scores = st.lists(st.floats(allow_nan=False, width=32), max_size=4)
-ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
+ids = st.lists(st.integers(0, 2**31), max_size=5)
 samples = st.builds(Tokens, ids, st.none() | ids, st.none() | ids).map(Sample.of)
 message = st.one_of(
     st.builds(
