@@ -32,6 +32,11 @@ def describe_machine() -> Machine:
     )
 
 
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies in it: AVX-512 BF16 or AMX. False where the system does not tell."""
+    return re.search(r"^flags\s*:.*\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo"), re.MULTILINE) is not None
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from loadtest.machine import has_bfloat16
 from loadtest.peers.compare import Contender
 from loadtest.peers.environments import (
     PREPARE_SECONDS,
@@ -51,6 +52,8 @@ def line_up(
         contender.command = fill(list(contender.setting.command), places)
         if foreign:
             contender.variables = variables(found, contender.setting.environment)
+    if not has_bfloat16():
+        _all_with([c for c in contenders if c.setting.needs_bfloat16], "needs a CPU with bfloat16")
     if peer.prepare and not work.is_dir():
         progress(f"converting the model for {peer.title}")
         try:

@@ -18,7 +18,10 @@ Command = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way of serving; `about` is what was chosen and where from. `--host` and `--port` are added to `command`."""
+    """One way of serving; `about` is what was chosen and where from. `--host` and `--port` are added to `command`.
+
+    `needs_bfloat16` holds of what a CPU without it refuses, or runs in float32 and does not say so.
+    """
 
     name: str
     precision: str
@@ -26,6 +29,7 @@ class Setting:
     command: Command
     wire: Wire
     environment: Mapping[str, str] = field(default_factory=dict)
+    needs_bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

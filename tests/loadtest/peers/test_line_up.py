@@ -45,6 +45,22 @@ def test_a_gpu_that_is_not_there_is_the_reason(out: Path, monkeypatch: pytest.Mo
     assert only.problem == "needs a GPU"
 
 
+def test_bfloat16_that_a_cpu_lacks_is_the_reason_and_openvino_runs_in_float32(
+    out: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("catalog", "line_up"):
+        monkeypatch.setattr(f"loadtest.peers.{module}.has_bfloat16", lambda: False)
+    own = ours("sst2-minilm", None, [])
+    for each in (own, replace(peer("openvino"), prepare=())):
+        problems = {
+            contender.setting.precision: contender.problem
+            for contender in line_up(each, out / "venv", out, out, out, quiet)
+        }
+        assert problems.pop("bfloat16") == "needs a CPU with bfloat16"
+        assert set(problems.values()) == {None}
+    assert ("guaranteed", "float32, OpenVINO") in {(setting.name, setting.precision) for setting in own.settings}
+
+
 def test_a_failed_installation_and_a_failed_conversion_are_reasons(
     out: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
