@@ -112,9 +112,10 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
 class AdaptiveMenu:
     """Climbs the ladder as the queue grows and comes down as the load falls.
 
-    A batch is planned from the lowest rung that would serve all that waits within `patience` seconds. It comes down
-    only to a rung whose capacity the rate of arrivals leaves some of, so that a load between two rungs stays on the
-    upper one and does not flap.
+    A batch is planned from the lowest rung that would serve all that waits within `patience` seconds, and all that was
+    refused since the batch before as well: admission may keep the queue shorter than that while it turns away what a
+    higher rung could serve. It comes down only to a rung whose capacity the rate of arrivals leaves some of, so that a
+    load between two rungs stays on the upper one and does not flap.
     """
 
     @classmethod
@@ -128,15 +129,22 @@ class AdaptiveMenu:
         self._rung = 0
         self._rate = 0.0
         self._seen = 0.0
+        self._refused = 0
 
     def arrived(self, tokens: int, now: float) -> None:
-        """Counts tokens that were admitted at `now` (seconds)."""
+        """Counts tokens that were asked for at `now` (seconds), whether they are admitted or not."""
         self._rate = self._decayed(now) + tokens / MEMORY
         self._seen = now
+
+    def refused(self, tokens: int) -> None:
+        """Counts tokens of those that are not admitted."""
+        self._refused += tokens
 
     def choose(self, tokens: int, now: float) -> Menu:
         """The menu of a batch planned at `now`, while `tokens` tokens wait."""
         rate = self._decayed(now)
+        tokens += self._refused
+        self._refused = 0
         wanted = next(
             (number for number, rung in enumerate(self._rungs) if tokens * rung.seconds_per_token <= self._patience),
             len(self._rungs) - 1,

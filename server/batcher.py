@@ -141,19 +141,21 @@ class Batcher:
         """
         lengths = list(map(len, samples))
         tenant, queued, new = terms.tenant, self._queue.load, Load(len(samples), sum(lengths))
+        arrived = monotonic()
+        self._adaptive.arrived(new.tokens, arrived)
         if not self._limits.admit(queued, self._queue.load_of(tenant), new):
+            self._adaptive.refused(new.tokens)
             raise QueueFull(retry_after(queued.tokens / self._speed.tokens_per_second))
         before = self._running_tokens + self._queue.tokens_before(tenant, terms.priority, new.tokens)
         excess = excess_wait(before + new.tokens, self._speed, terms.timeout)
         # With nobody before it a request is tried: what its time is too short for is told it once that is over.
         if before and excess > 0:
+            self._adaptive.refused(new.tokens)
             raise QueueTooLong(retry_after(excess))
         first = self._arrivals
         self._arrivals += len(samples)
         scope = tenant if self._mux_scope == "tenant" else first if self._mux_scope == "request" else None
         ranks = [(terms.priority, number) for number in range(first, self._arrivals)]
-        arrived = monotonic()
-        self._adaptive.arrived(new.tokens, arrived)
         pending = Pending(answers, terms, ranks[0], ranks[-1], arrived)
         self._queue.join(
             tenant,

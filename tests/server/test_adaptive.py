@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from itertools import pairwise
 
@@ -26,9 +27,11 @@ RUNGS = [
 PATIENCE = 0.05
 
 
-def simulate(load: float, seconds: float = 60, seed: int = 0) -> tuple[list[int], list[float]]:
+def simulate(
+    load: float, seconds: float = 60, seed: int = 0, most_waiting: float = math.inf
+) -> tuple[list[int], list[float]]:
     """The rung of every batch, and every sample's wait in seconds, under Poisson arrivals of `load` x plain capacity in
-    samples of 25 tokens."""
+    samples of 25 tokens, of which those are refused that find `most_waiting` samples waiting."""
     rng = random.Random(seed)
     adaptive = AdaptiveMenu(RUNGS, PATIENCE)
     waiting: list[float] = []
@@ -36,8 +39,11 @@ def simulate(load: float, seconds: float = 60, seed: int = 0) -> tuple[list[int]
     now = arrival = 0.0
     while now < seconds:
         while arrival <= now:
-            waiting.append(arrival)
             adaptive.arrived(25, arrival)
+            if len(waiting) < most_waiting:
+                waiting.append(arrival)
+            else:
+                adaptive.refused(25)
             arrival += rng.expovariate(load * 10_000 / 25)
         if not waiting:
             now = arrival
@@ -65,6 +71,13 @@ def test_beyond_it_throughput_follows_and_waits_stay_short(load: float) -> None:
     assert sorted(waits)[int(0.99 * len(waits))] < 0.4
     # It settles: far fewer changes than batches.
     assert sum(a != b for a, b in pairwise(rungs)) < 0.1 * len(rungs)
+
+
+@pytest.mark.parametrize("load", [1.1, 1.5])
+def test_what_a_higher_rung_could_serve_is_not_refused_for_long(load: float) -> None:
+    """Where time is short admission keeps the queue below what would have the menu climb."""
+    _, waits = simulate(load, most_waiting=PATIENCE * 10_000 / 25 - 1)
+    assert len(waits) > 0.97 * load * 10_000 / 25 * 60
 
 
 def test_a_shrinking_load_comes_down_as_far_as_what_arrives_allows() -> None:

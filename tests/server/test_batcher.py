@@ -251,7 +251,10 @@ async def test_an_audited_sample_that_is_escalated_counts_as_agreed() -> None:
     assert [(audit.width, audit.quality, audit.agreed) for audit in audits] == [(1, "guaranteed", True)]
 
 
-async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
+@pytest.mark.parametrize(("waiting", "refused", "width"), [(8, 0, 4), (4, 0, 1), (4, 8, 4)])
+async def test_a_crowd_is_multiplexed_though_it_is_refused_and_a_lone_sample_is_not(
+    waiting: int, refused: int, width: int
+) -> None:
     device = ManualDevice()
     rungs = [Rung(Menu((PLAIN,)), 0.01), Rung(MENU, 0.005)]
     batcher = Batcher(
@@ -259,17 +262,20 @@ async def test_a_crowd_is_multiplexed_and_a_lone_sample_is_not() -> None:
         MENU,
         AdaptiveMenu(rungs, patience=0.2),
         BUDGET,
-        QueueLimits(100, 10**6),
+        QueueLimits(waiting, 10**6),
         Metrics("test"),
         Guards(0.9, 0),
         FAST,
     )
     batcher.submit(samples_of(0, [5]), Terms(4, 0))
     await settle()
-    batcher.submit(samples_of(1, [5] * 8), Terms(4, 0))
+    batcher.submit(samples_of(1, [5] * waiting), Terms(4, 0))
+    if refused:
+        with pytest.raises(QueueFull):
+            batcher.submit(samples_of(2, [5] * refused), Terms(4, 0))
     device.finish()
     await settle()
-    assert [[group.point.width for group in plan.groups] for plan in device.plans] == [[1], [4]]
+    assert [[group.point.width for group in plan.groups] for plan in device.plans] == [[1], [width]]
     device.finish()
     await batcher.close()
 
