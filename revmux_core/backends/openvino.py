@@ -6,7 +6,7 @@ are in. Measured in `docs/performance.md`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from math import lcm
 from typing import cast
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
-from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
+from revmux_core.backends.pieces import LAST_LAYER, Demultiplexing, Multiplexing, Piece, Pieces
 from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
@@ -48,6 +48,10 @@ AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
 next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance.md`)."""
 
 
+Key = tuple[Callable[..., nn.Module], Piece | Multiplexer]
+"""The kind of a program's module, and what it is of beside the backbone."""
+
+
 class OpenVinoExecutor:
     """Runs layers as compiled pieces, cut where any point of the classifier multiplexes, stops or skips layers.
 
@@ -62,8 +66,11 @@ class OpenVinoExecutor:
         # What does not pack is refused, see `use_backend`.
         self._backbone = cast(PackingBackbone, classifier.backbone)
         self._pieces = Pieces(classifier)
-        self._programs: dict[tuple[type[nn.Module], Piece], Program] = {}
-        self._adapters: dict[tuple[type[Adapter], Multiplexer], Program] = {}
+        self._programs: dict[Key, Program] = {}
+        self._multiplexers = {
+            point: classifier.adapters_of(point).multiplexer for point in classifier.points if point != classifier.plain
+        }
+        self._points: Collection[OperatingPoint] = classifier.points
         self._compiler = Compiler(dtype)
         self._dtype = dtype
         together = AMX_TOGETHER.get(dtype, 1) if torch.cpu.get_capabilities().get("amx_bf16") else 1
@@ -76,13 +83,14 @@ class OpenVinoExecutor:
     def limit(self, points: Collection[OperatingPoint]) -> None:
         self._pieces.limit(points)
         self._programs.clear()
-        self._adapters.clear()
+        self._points = points
 
     def prepare(self) -> None:
-        self._compile()
+        multiplexers = [self._multiplexers[point] for point in self._points if point in self._multiplexers]
+        self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
         frozen = self._pieces.frozen
         if sum(weights.numel() for layer in frozen for weights in layer.parameters()) <= LARGEST_COPIED:
-            self._last(frozen).copy(COPIES)
+            self._program(self._last, frozen).copy(COPIES)
 
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._costs).positions
@@ -118,7 +126,7 @@ class OpenVinoExecutor:
         return self._run_to_end(states, last) if firsts else self._run(states, last)
 
     def _run(self, states: Packed, piece: Piece) -> Packed:
-        flat, program = torch.empty_like(states.flat), self._layers(piece)
+        flat, program = torch.empty_like(states.flat), self._program(PackedLayers, piece)
         flat[states.layout.positions :] = 0
         for block in states.layout.blocks:
             program.run_into(block.rows(flat), block.rows(states.flat), block.segments)
@@ -126,7 +134,7 @@ class OpenVinoExecutor:
 
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
         """The first positions of all, after a piece that ends with the last layer."""
-        layout, program = states.layout, self._end(piece)
+        layout, program = states.layout, self._program(PackedEnd, piece)
         firsts = layout.firsts
         flat = torch.empty(len(firsts), states.flat.shape[1])
         for block in layout.blocks:
@@ -139,7 +147,7 @@ class OpenVinoExecutor:
         return states.firsts().squeeze(1)
 
     def multiplex(self, multiplexer: Multiplexer, states: Packed) -> tuple[Packed, Tensor, Tensor]:
-        if not multiplexer.positionwise or self._backbone.problem.by_word:
+        if not self._in_rows(multiplexer):
             return self._multiplex_padded(multiplexer, states.padded())
         own = self._shortcut(multiplexer, states)
         mixed = states if multiplexer.width == 1 else self._mix(multiplexer, states)
@@ -148,7 +156,7 @@ class OpenVinoExecutor:
     def demultiplex(
         self, multiplexer: Multiplexer, states: Packed, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
-        if not multiplexer.positionwise or words is not None:
+        if not self._in_rows(multiplexer):
             hidden = states.padded(multiplexer.appended).hidden
             return demultiplex(self._backbone, multiplexer, hidden, own, own_mask, words)
         firsts, count = states.firsts(), len(own)
@@ -156,7 +164,7 @@ class OpenVinoExecutor:
         missing = -count % lcm(SAMPLE_STEP, multiplexer.width)
         own, own_mask = F.pad(own, (0, 0, 0, missing)), F.pad(own_mask, (0, 0, 0, missing), value=1)
         firsts = F.pad(firsts, (0, 0, 0, 0, 0, missing // multiplexer.width))
-        (pooled,) = self._adapter(Demultiplexing, multiplexer).run(firsts, own, own_mask)
+        (pooled,) = self._program(Demultiplexing, multiplexer).run(firsts, own, own_mask)
         return pooled[:count]
 
     def _multiplex_padded(self, multiplexer: Multiplexer, states: Padded) -> tuple[Packed, Tensor, Tensor]:
@@ -165,7 +173,7 @@ class OpenVinoExecutor:
             made = multiplex(self._backbone, multiplexer, states.hidden, states.mask)
             composites, union, own = made.hidden, made.mask, made.own
         else:
-            composites, union, own = self._adapter(Multiplexing, multiplexer).run(states.hidden, states.mask)
+            composites, union, own = self._program(Multiplexing, multiplexer).run(states.hidden, states.mask)
         texts = [row[held] for row, held in zip(composites, union.bool(), strict=True)]
         return Packed.of(texts, self._costs), own, states.mask
 
@@ -175,7 +183,7 @@ class OpenVinoExecutor:
         pooled = states.flat.index_select(0, layout.firsts)
         for block in layout.blocks:
             inputs = block.rows(states.flat), block.segments, block.grid(pooled)
-            (own,) = self._adapter(Shortcut, multiplexer).run(*inputs)
+            (own,) = self._program(Shortcut, multiplexer).run(*inputs)
             parts.append(own.flatten(0, 1))
         own = parts[0] if len(parts) == 1 else torch.cat(parts)
         return own.index_select(0, torch.from_numpy(layout.cells[states.texts]))
@@ -193,38 +201,44 @@ class OpenVinoExecutor:
         own = np.repeat(starts, layout.lengths, axis=0) + within
         source[layout.held] = np.where(held, own, states.layout.positions)
         flat = torch.empty(count, states.flat.shape[1])
-        self._adapter(Mix, multiplexer).run_into(flat, states.flat, torch.from_numpy(source))
+        self._program(Mix, multiplexer).run_into(flat, states.flat, torch.from_numpy(source))
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
+
+    def _in_rows(self, multiplexer: Multiplexer) -> bool:
+        """Whether texts stay in their rows while they become composites."""
+        return multiplexer.positionwise and not self._backbone.problem.by_word
+
+    @property
+    def _last(self) -> Callable[..., nn.Module]:
+        """What a piece that ends with the last frozen layer is compiled as."""
+        return PackedLayers if self._backbone.problem.by_word else PackedEnd
+
+    def _frozen(self) -> list[Key]:
+        """All pieces of the frozen layers."""
+        frozen = self._pieces.frozen
+        *before, last = self._pieces.cut(frozen)
+        return [*((PackedLayers, piece) for piece in before), (self._last, frozen), (self._last, last)]
+
+    def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
+        """What a point with this multiplexer runs of it."""
+        mixes = multiplexer.width > 1
+        if not self._in_rows(multiplexer):
+            return [(Multiplexing, multiplexer)] if mixes else []
+        return [(kind, multiplexer) for kind in (Shortcut, *([Mix] if mixes else []), Demultiplexing)]
 
     def _compile(self) -> None:
         if not self._programs:
             # What this batch does not need is what the first escalated sample will, when nobody wants to wait.
-            frozen = self._pieces.frozen
-            *before, last = self._pieces.cut(frozen)
-            for piece in before:
-                self._layers(piece)
-            for piece in (frozen, last):
-                self._last(piece)
+            self._make(self._frozen())
 
-    def _last(self, piece: Piece) -> Program:
-        """Of a piece that ends with the last frozen layer."""
-        return self._layers(piece) if self._backbone.problem.by_word else self._end(piece)
+    def _make(self, wanted: Sequence[Key]) -> None:
+        """Compiles what of this is not yet compiled."""
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._programs]
+        modules = [kind(self._backbone, of) for kind, of in missing]
+        self._programs.update(zip(missing, self._compiler.compile(modules, self._backbone.hidden_size), strict=True))
 
-    def _layers(self, piece: Piece) -> Program:
-        return self._program(piece, PackedLayers)
-
-    def _end(self, piece: Piece) -> Program:
-        return self._program(piece, PackedEnd)
-
-    def _program(self, piece: Piece, kind: type[PackedLayers] | type[PackedEnd]) -> Program:
-        if (kind, piece) not in self._programs:
-            module = kind(self._backbone, piece)
-            self._programs[kind, piece] = self._compiler.compile(module, self._backbone.hidden_size)
-        return self._programs[kind, piece]
-
-    def _adapter(self, kind: type[Adapter], multiplexer: Multiplexer) -> Program:
-        if (kind, multiplexer) not in self._adapters:
-            module = kind(self._backbone, multiplexer)
-            self._adapters[kind, multiplexer] = self._compiler.compile(module, self._backbone.hidden_size)
-        return self._adapters[kind, multiplexer]
+    def _program(self, kind: Callable[..., nn.Module], of: Piece | Multiplexer) -> Program:
+        if (kind, of) not in self._programs:
+            self._make([(kind, of)])
+        return self._programs[kind, of]

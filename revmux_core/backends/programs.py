@@ -141,11 +141,21 @@ class Compiler:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_TOGETHER if self._quantizes else 0,
         }
 
-    def compile(self, module: nn.Module, size: int) -> Program:
-        """`module`, one of those here or in `pieces`, of hidden states of this size.
+    def compile(self, modules: Sequence[nn.Module], size: int) -> list[Program]:
+        """Each of `modules`, of those here or in `pieces`, of hidden states of this size.
 
-        Raises `RevmuxError` where the compiled form computes something else.
+        While one is traced, those before it are compiled on the other cores. Raises `RevmuxError` where a compiled form
+        computes something else.
         """
+        with ThreadPoolExecutor() as pool:
+            made = [pool.submit(Program, self._converted(module, size)) for module in modules]
+            programs = [program.result() for program in made]
+        for module, program in zip(modules, programs, strict=True):
+            _check(module, program, _example(module, 3, 11, size))
+        return programs
+
+    def _converted(self, module: nn.Module, size: int) -> Callable[[], ov.InferRequest]:
+        """What compiles `module`."""
         example = _example(module, 2, 8, size)
         with torch.no_grad(), warnings.catch_warnings():
             # Tracing remarks on Python conditions in the model's mask code; `_check` sees to what comes of them.
@@ -159,9 +169,7 @@ class Compiler:
         model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
         if self._quantizes and isinstance(module, PackedLayers | PackedEnd | Mix):
             _quantize(model)
-        program = Program(partial(self._compiled, model, decoder))
-        _check(module, program, _example(module, 3, 11, size))
-        return program
+        return partial(self._compiled, model, decoder)
 
     def _compiled(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
         """One of `model`, whose weights are those that `decoder` holds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,8 @@ def test_layers_are_pytorchs_whatever_the_lengths(
 
 def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: Bundle) -> None:
     backbone = compiled.classifier.backbone
-    program = Compiler(torch.float32).compile(PackedLayers(backbone, backbone.layers(0, 2)), backbone.hidden_size)
+    layers = PackedLayers(backbone, backbone.layers(0, 2))
+    (program,) = Compiler(torch.float32).compile([layers], backbone.hidden_size)
 
     def run(rows: int, length: int) -> torch.Tensor:
         torch.manual_seed(length)
@@ -108,20 +110,25 @@ def test_who_serves_has_copies_of_the_plain_path_alone_unless_it_is_large(
     assert not any(made.values())
 
 
-def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch, prepared: bool) -> None:
     """Of a server that is warmed up from its cheapest point on, no client waits for a compiler."""
     made: list[type[nn.Module]] = []
-    compile_module = Compiler.compile
+    compile_modules = Compiler.compile
 
-    def count(compiler: Compiler, module: nn.Module, size: int) -> Program:
-        made.append(type(module))
-        return compile_module(compiler, module, size)
+    def count(compiler: Compiler, modules: Sequence[nn.Module], size: int) -> list[Program]:
+        made.extend(map(type, modules))
+        return compile_modules(compiler, modules, size)
 
     monkeypatch.setattr(Compiler, "compile", count)
     bundle = load_bundle("sst2-minilm", backend="openvino")
     classifier, pad_id = bundle.classifier, bundle.tokenizer.pad_id
     leaves = OperatingPoint.parse("n1-l3")
     classifier.executor.limit([leaves, classifier.plain])
+    if prepared:
+        classifier.executor.prepare()
+        # Nothing is left to the first batch.
+        monkeypatch.setattr(Compiler, "compile", None)
     samples = bundle.tokenizer([("a gripping film", None)])
     group = Group(leaves, (0,))
     outcome = classifier(collate(samples, MuxPlan((group,)), pad_id))
