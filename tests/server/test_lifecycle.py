@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from conftest import Gate, running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from revmux_core.manifest import BundleError
+from server.errors import DeadlineExceeded
 from server.inprocess import InProcess
 from server.metrics import Metrics
 from server.ports import listen
@@ -82,6 +84,23 @@ def test_a_deadline_is_answered_while_the_device_is_busy(small_queue: tuple[http
         assert expired.status_code == 504
         assert waiting_items(service) == 0
     assert running.result().status_code == 200
+
+
+def test_an_expired_request_leaves_nothing_for_the_garbage_collector(
+    small_queue: tuple[httpx.Client, Service, Gate],
+) -> None:
+    client, _, gate = small_queue
+    gc.collect()
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(4) as threads, gate.held():
+            running = threads.submit(client.post, "/classify", json={"input": "a film"})
+            assert gate.reached.wait(10)
+            assert client.post("/classify", json={"input": "a", "timeout_ms": 50}).status_code == 504
+        assert running.result().status_code == 200
+        wait_until(lambda: not any(type(each) is DeadlineExceeded for each in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_leaves_frees_its_place(small_queue: tuple[httpx.Client, Service, Gate]) -> None:
