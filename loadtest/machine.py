@@ -33,7 +33,10 @@ def describe_machine() -> Machine:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU multiplies in it: AVX-512 BF16 or AMX. False where the system does not tell."""
+    """Whether the CPU multiplies in it: AVX-512 BF16 or AMX. False where the system does not tell.
+
+    As `revmux_core.backends.programs` has OpenVINO say, which need not be installed here.
+    """
     return re.search(r"^flags\s*:.*\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo"), re.MULTILINE) is not None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.machine import has_bfloat16
-from loadtest.peers.peer import Command, Peer, Setting
+from loadtest.peers.peer import BFLOAT16, Command, Peer, Setting
 from loadtest.peers.wires import INFINITY, SERVED_NAME, labelled
 from loadtest.wire import CLASSIFY
 
@@ -27,7 +27,6 @@ def _infinity(*options: str) -> Command:
 
 _CLASSIFY_TEXT = labelled("/classify")
 _FIRST = "as documented"
-BFLOAT16 = "bfloat16"
 
 PEERS: Sequence[Peer] = (
     Peer(
@@ -153,7 +152,6 @@ PEERS: Sequence[Peer] = (
                 about,
                 _app("openvino", "--xml", f"{{work}}/{file}.xml", "--max-batch", batch, *options),
                 _CLASSIFY_TEXT,
-                needs_bfloat16=precision == BFLOAT16,
             )
             for name, precision, file, batch, options, about in (
                 (
@@ -230,14 +228,7 @@ def ours(bundle: str, base: Path | None, options: Sequence[str]) -> Peer:
     if has_bfloat16():
         left_out |= {(name, OPENVINO) for name in modes if name != PLAIN}
     settings = [
-        Setting(
-            name,
-            precision,
-            f"`revmux serve {' '.join((*mode, *own))}`",
-            (*serve, *mode, *own),
-            CLASSIFY,
-            needs_bfloat16=precision == BFLOAT16,
-        )
+        Setting(name, precision, f"`revmux serve {' '.join((*mode, *own))}`", (*serve, *mode, *own), CLASSIFY)
         for precision, backend in backends.items()
         for name, mode in modes.items()
         for own in [(*backend, *options)]

@@ -20,7 +20,7 @@ from loadtest.peers.environments import (
     variables,
     version_of,
 )
-from loadtest.peers.peer import APPS, Peer
+from loadtest.peers.peer import APPS, BFLOAT16, Peer
 
 EXPORT_SECONDS = 300.0
 
@@ -53,7 +53,7 @@ def line_up(
         if foreign:
             contender.variables = variables(found, contender.setting.environment)
     if not has_bfloat16():
-        _all_with([c for c in contenders if c.setting.needs_bfloat16], "needs a CPU with bfloat16")
+        _all_with([c for c in contenders if c.setting.precision == BFLOAT16], "needs a CPU with bfloat16")
     if peer.prepare and not work.is_dir():
         progress(f"converting the model for {peer.title}")
         try:

@@ -15,13 +15,13 @@ APPS = HERE / "apps"
 # {work} the peer's own folder for converted models, {texts} sentences to calibrate int8 with.
 Command = Sequence[str]
 
+# A precision that a CPU without it refuses, or runs in float32 and does not say so.
+BFLOAT16 = "bfloat16"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way of serving; `about` is what was chosen and where from. `--host` and `--port` are added to `command`.
-
-    `needs_bfloat16` holds of what a CPU without it refuses, or runs in float32 and does not say so.
-    """
+    """One way of serving; `about` is what was chosen and where from. `--host` and `--port` are added to `command`."""
 
     name: str
     precision: str
@@ -29,7 +29,6 @@ class Setting:
     command: Command
     wire: Wire
     environment: Mapping[str, str] = field(default_factory=dict)
-    needs_bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
-from revmux_core.backends.pieces import LAST_LAYER, Demultiplexing, Multiplexing, Piece, Pieces
+from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
 from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
@@ -70,7 +70,6 @@ class OpenVinoExecutor:
         self._multiplexers = {
             point: classifier.adapters_of(point).multiplexer for point in classifier.points if point != classifier.plain
         }
-        self._points: Collection[OperatingPoint] = classifier.points
         self._compiler = Compiler(dtype)
         self._dtype = dtype
         together = AMX_TOGETHER.get(dtype, 1) if torch.cpu.get_capabilities().get("amx_bf16") else 1
@@ -83,10 +82,9 @@ class OpenVinoExecutor:
     def limit(self, points: Collection[OperatingPoint]) -> None:
         self._pieces.limit(points)
         self._programs.clear()
-        self._points = points
 
     def prepare(self) -> None:
-        multiplexers = [self._multiplexers[point] for point in self._points if point in self._multiplexers]
+        multiplexers = [self._multiplexers[point] for point in self._pieces.points if point in self._multiplexers]
         self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
         frozen = self._pieces.frozen
         if sum(weights.numel() for layer in frozen for weights in layer.parameters()) <= LARGEST_COPIED:
@@ -222,10 +220,11 @@ class OpenVinoExecutor:
 
     def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
         """What a point with this multiplexer runs of it."""
-        mixes = multiplexer.width > 1
-        if not self._in_rows(multiplexer):
-            return [(Multiplexing, multiplexer)] if mixes else []
-        return [(kind, multiplexer) for kind in (Shortcut, *([Mix] if mixes else []), Demultiplexing)]
+        in_rows = self._in_rows(multiplexer)
+        kinds: list[type[Adapter]] = [Shortcut, Demultiplexing] if in_rows else []
+        if multiplexer.width > 1:
+            kinds.append(Mix if in_rows else Multiplexing)
+        return [(kind, multiplexer) for kind in kinds]
 
     def _compile(self) -> None:
         if not self._programs:

@@ -26,7 +26,7 @@ LAST_LAYER = 1 / 6
 class Pieces:
     """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces.
 
-    `frozen` are the frozen layers, all of them in one piece.
+    `frozen` are the frozen layers, all of them in one piece; `points` are those that make seams.
     """
 
     def __init__(self, classifier: MuxClassifier) -> None:
@@ -45,7 +45,7 @@ class Pieces:
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
         """From now on only `points` make seams."""
-        self._points = points
+        self.points = points
         self._seams = {seam for point in points for seam in point.seams(len(self.frozen))}
 
     def cut(self, layers: Sequence[nn.Module]) -> Iterator[Piece]:
@@ -64,7 +64,7 @@ class Pieces:
 
     def all(self) -> list[Piece]:
         """The pieces of the frozen layers, and of every point's own versions of its upper layers."""
-        own = [self._own[point] for point in self._points if point in self._own]
+        own = [self._own[point] for point in self.points if point in self._own]
         return [piece for layers in [self.frozen, *own] for piece in self.cut(layers)]
 
 
