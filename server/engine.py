@@ -29,6 +29,10 @@ from server.steps import Steps
 WARM_UP_LENGTHS = (32, 128)
 """Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
 
+WARM_UP_SECONDS = 0.2
+"""What a batch of the warm-up may take, about. Speeds are told from these, and full batches of all points took a
+quarter of a start on two cores (`docs/performance.md`); while another model answers, its batches wait for one."""
+
 SWITCH_SECONDS = 1e-4
 """How long the device's thread waits for the interpreter before it is given it (`sys.setswitchinterval`). After a batch
 the event loop has all its answers to write, and by default it keeps the interpreter for 5 ms at a time: with 256
@@ -140,32 +144,36 @@ class Engine:
         return self._problem.agrees(logits, reference)
 
     def warm_up(self, max_batch_tokens: int) -> list[Timing]:
-        """Runs every point at a few shapes, one composite and a full batch of them, and says how long each took.
+        """Runs every point at a few shapes, one composite and a batch of them, and says how long each took.
 
         From then on batches are run in parts of similar length wherever that costs less than their padding would.
         """
         self._bundle.classifier.executor.prepare()
         sample = self._bundle.tokenizer([("warm", None)])[0]
         layers = self._bundle.classifier.backbone.num_layers
-        eager = self._device.type == "cpu" and self._bundle.classifier.executor.backend == "torch"
         timings: list[Timing] = []
         for length in sorted({min(length, self._bundle.tokenizer.max_tokens) for length in WARM_UP_LENGTHS}):
             words = None if sample.words is None else list(range(length))
             tokens = Tokens([sample.ids[0]] * length, words=words)
             for point in self._points:
+                alone = self._timed(point, tokens, 1)
                 # Of a batch of this cost, see `plan_batch`.
-                rows = int(max_batch_tokens / (length * point.ideal_cost(layers)))
-                full = max(rows // point.width, 1) * point.width
-                for rows in sorted({point.width, full}, reverse=True):
-                    batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
-                    # The first run of a shape pays for kernels and memory, the second is what serving will pay. In
-                    # PyTorch on a CPU a full batch's first takes as long as its second, but for the first of all.
-                    for _ in range(1 if eager and timings and rows > point.width else 2):
-                        seconds = self._thread.submit(lambda parts: self._launch(parts).wait(), batch).result()
-                    timings.append(Timing(point, rows, length, seconds))
+                full = int(max_batch_tokens / (length * point.ideal_cost(layers))) // point.width
+                count = min(full, max(int(WARM_UP_SECONDS / alone.seconds), 2))
+                timings += [alone, self._timed(point, tokens, count)] if count > 1 else [alone]
         if not self.packs:
             self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
         return timings
+
+    def _timed(self, point: OperatingPoint, tokens: Tokens, composites: int) -> Timing:
+        """How long so many of them take, each of the sample `tokens`."""
+        rows = composites * point.width
+        batch = self._collate([tokens] * rows, MuxPlan((Group(point, tuple(range(rows))),)))
+        # The first run of a shape pays for kernels and memory, the second is what serving will pay. On a CPU that is
+        # little beside a batch, once the point has run.
+        for _ in range(1 if composites > 1 and self._device.type == "cpu" else 2):
+            seconds = self._thread.submit(lambda parts: self._launch(parts).wait(), batch).result()
+        return Timing(point, rows, len(tokens), seconds)
 
     def memory(self) -> DeviceMemory:
         """The memory of the GPU. Raises `RuntimeError` where the driver does not answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
 from server.batcher import AUDITS_HELD, Batcher, Pending, Scores, Terms
-from server.engine import Engine
+from server.engine import WARM_UP_SECONDS, Engine
 from server.errors import ClientDisconnected, DeviceLost, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Audit, Guards
 from server.metrics import Metrics
@@ -508,6 +509,25 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
     assert [answer.point.width for answer in answers.items] == [max_width] * max_width
     engine.close()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 512, 10**9])
+def test_the_warm_up_runs_all_points_at_one_composite_and_as_many_as_take_a_moment(
+    tiny_bundle: Bundle, max_batch_tokens: int
+) -> None:
+    points = served_points(tiny_bundle.classifier.points, LAYERS)
+    engine = Engine(tiny_bundle, points, torch.device("cpu"))
+    timings = engine.warm_up(max_batch_tokens)
+    engine.close()
+    shapes = {(timing.point, timing.length) for timing in timings}
+    alone = {(t.point, t.length): t for t in timings if t.rows == t.point.width}
+    more = [timing for timing in timings if timing.rows > timing.point.width]
+    assert set(alone) == shapes == set(itertools.product(points, {length for _, length in shapes}))
+    assert len(more) == (0 if max_batch_tokens == 1 else len(shapes))
+    for timing in more:
+        fitting = WARM_UP_SECONDS / alone[timing.point, timing.length].seconds
+        assert timing.rows // timing.point.width <= max(fitting, 2)
+        assert timing.rows * timing.length * timing.point.ideal_cost(LAYERS) <= max_batch_tokens
 
 
 async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) -> None:
