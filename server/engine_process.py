@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -17,11 +18,13 @@ from server.answers import Answers
 from server.channel import Channel
 from server.child import END, RELOAD, SupervisorLine
 from server.errors import DeviceLost, QueueFull, QueueTooLong
-from server.loading import Loaded, bundle_reader
+from server.garbage import relax
 from server.messages import Answered, Failed, FrameError, Hello, Refused, Renewed, Submit, ToEngine, Withdraw
 from server.metrics import Metrics
-from server.pending import Pending
-from server.swap import HotSwap
+
+if TYPE_CHECKING:
+    from server.loading import Loaded
+    from server.pending import Pending
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +167,9 @@ class Reply:
 
 async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> int:
     """Loads the model and answers front ends until the supervisor says that none is left; the exit status."""
+    from server.loading import bundle_reader
+    from server.swap import HotSwap
+
     loop, stopping, switch = asyncio.get_running_loop(), asyncio.Event(), Switch()
     try:
         metrics = Metrics(__version__, folder)
@@ -186,6 +192,7 @@ async def run(line: SupervisorLine, folder: Path, listener: socket.socket) -> in
 
 
 def main() -> None:
+    relax()
     folder = Path(sys.argv[1])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(run(SupervisorLine(folder), folder, socket.socket(fileno=int(sys.argv[2]))))

@@ -16,6 +16,7 @@ from server.cli.measure import card, evaluate, info
 from server.cli.research import experiment, hostile, plan
 from server.cli.serve import serve
 from server.cli.train import train
+from server.garbage import relax
 
 app = typer.Typer(
     help="Serve, train and measure multiplexed text classifiers.",
@@ -29,6 +30,7 @@ for command in (serve, classify, train, evaluate, calibrate, bench, card, info, 
 
 def main() -> None:
     """Runs the command; a foreseeable error is one line on standard error and exit code 2."""
+    relax()
     try:
         app()
     except RevmuxError as error:

@@ -208,9 +208,14 @@ def names(client: httpx.Client) -> set[str]:
     return {name for name in found if not name.endswith("_created")}
 
 
-def test_front_ends_hold_no_torch(server: Running) -> None:
-    code = "import server.frontend, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+@pytest.mark.parametrize("module", ["server.frontend", "server.engine_process", "server.cli"])
+def test_what_a_process_starts_as_is_imported_without_torch(module: str) -> None:
+    """The engine and the command import it once the garbage collector is told to look away."""
+    code = f"import {module}, sys; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_front_ends_hold_no_torch(server: Running) -> None:
     assert len(server.front_ends) == FRONT_ENDS
     for pid in server.front_ends:
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()

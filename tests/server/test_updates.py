@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import re
 import shutil
 import signal
@@ -36,7 +37,7 @@ from revmux_core.problems import make_problem
 from server.loading import Loaded
 from server.metrics import Metrics
 from server.settings import read_settings
-from server.swap import HotSwap
+from server.swap import LOWEST_PRIORITY, HotSwap
 from tests.tiny import HIDDEN, LABELS, LAYERS, WORDS, save_tiny_bundle, save_tokenizer, tiny_config
 
 CLIENTS = 6
@@ -295,11 +296,13 @@ def test_what_cannot_be_served_leaves_the_model_in_place(
     assert (load.failed, load.wrong, load.models()) == ([], [], {"tiny"})
 
 
-async def test_the_model_before_is_gone_from_memory(tiny_bundle_path: Path) -> None:
+async def test_a_model_loads_beside_the_one_that_answers_and_that_is_gone_from_memory(tiny_bundle_path: Path) -> None:
     models: list[weakref.ref[MuxClassifier]] = []
+    priorities: list[int] = []
     metrics = Metrics("test")
 
     def load() -> Bundle:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         bundle = load_bundle(tiny_bundle_path)
         models.append(weakref.ref(bundle.classifier))
         return bundle
@@ -316,6 +319,8 @@ async def test_the_model_before_is_gone_from_memory(tiny_bundle_path: Path) -> N
         await asyncio.to_thread(wait_until, lambda: done in metrics.render("")[0] and models[0]() is None)
         assert models[1]() is not None
         assert gc.get_freeze_count()
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert priorities == [own, LOWEST_PRIORITY if sys.platform == "linux" else own]
     finally:
         await swap.close()
     assert not gc.get_freeze_count()
