@@ -30,8 +30,9 @@ WARM_UP_LENGTHS = (32, 128)
 """Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
 
 WARM_UP_SECONDS = 0.2
-"""What a batch of the warm-up may take, about. Speeds are told from these, and full batches of all points took a
-quarter of a start on two cores (`docs/performance.md`); while another model answers, its batches wait for one."""
+"""What a batch of the warm-up may take on a CPU, about. Speeds are told from these, and full batches of all points took
+a quarter of a start on two cores (`docs/performance.md`); while another model answers, its batches wait for one. On a
+GPU a full batch takes little longer than one text, which says nothing of the speed."""
 
 SWITCH_SECONDS = 1e-4
 """How long the device's thread waits for the interpreter before it is given it (`sys.setswitchinterval`). After a batch
@@ -157,9 +158,10 @@ class Engine:
             tokens = Tokens([sample.ids[0]] * length, words=words)
             for point in self._points:
                 alone = self._timed(point, tokens, 1)
-                # Of a batch of this cost, see `plan_batch`.
-                full = int(max_batch_tokens / (length * point.ideal_cost(layers))) // point.width
-                count = min(full, max(int(WARM_UP_SECONDS / alone.seconds), 2))
+                # Those of a full batch, whose budget counts samples by what they cost, see `plan_batch`.
+                count = int(max_batch_tokens / (length * point.ideal_cost(layers))) // point.width
+                if self._device.type == "cpu":
+                    count = min(count, max(int(WARM_UP_SECONDS / alone.seconds), 2))
                 timings += [alone, self._timed(point, tokens, count)] if count > 1 else [alone]
         if not self.packs:
             self._part_cost = CostModel.fit(timings).start_tokens(self._bundle.classifier.plain)
