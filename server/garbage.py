@@ -8,7 +8,7 @@ THRESHOLDS = 20_000, 20, 20
 """Objects that may come to be and not go until the youngest are looked at, and how often that happens until older ones
 are. By default, at 700, every batch of requests that waits is gone through again and again, though hardly any of it is
 garbage: an engine process carries 1.15 to 1.20 times as many requests with these. Importing PyTorch and Transformers
-takes 0.8 of the time, as all that is there is looked at ever again (`docs/performance.md`)."""
+takes 0.8 of the time: by default all that is there is looked at again and again (`docs/performance.md`)."""
 
 DEFAULT_THRESHOLDS = gc.get_threshold()
 
