@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -127,6 +126,6 @@ class HotSwap:
 
 
 def _give_way() -> None:
-    """Has this thread run only where no other one wants to. Elsewhere than on Linux, priorities are not a thread's."""
+    """Has this thread run only where no other one wants to. Elsewhere than on Linux, priorities are of a process."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)

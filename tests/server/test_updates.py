@@ -302,7 +302,7 @@ async def test_a_model_loads_beside_the_one_that_answers_and_that_is_gone_from_m
     metrics = Metrics("test")
 
     def load() -> Bundle:
-        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
         bundle = load_bundle(tiny_bundle_path)
         models.append(weakref.ref(bundle.classifier))
         return bundle
