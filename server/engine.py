@@ -31,8 +31,8 @@ WARM_UP_LENGTHS = (32, 128)
 
 WARM_UP_SECONDS = 0.2
 """What a batch of the warm-up may take on a CPU, about. Speeds are told from these, and full batches of all points took
-a quarter of a start on two cores (`docs/performance.md`); while another model answers, its batches wait for one. On a
-GPU a full batch takes little longer than one text, which says nothing of the speed."""
+a quarter of a start on two cores (`docs/performance.md`); while another model answers, its batches wait for one. A
+GPU runs full ones: a few texts would hardly fill it, and say little of its speed (not measured yet)."""
 
 SWITCH_SECONDS = 1e-4
 """How long the device's thread waits for the interpreter before it is given it (`sys.setswitchinterval`). After a batch
