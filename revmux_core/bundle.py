@@ -50,7 +50,7 @@ from revmux_core.manifest import (
     read_manifest,
     resolve_bundle,
 )
-from revmux_core.multiplexing import make_multiplexer
+from revmux_core.multiplexing import load_multiplexer
 from revmux_core.offline import BATCH_TOKENS, Prediction, run_all, run_cascade
 from revmux_core.points import MIN_AGREEMENT, OperatingPoint
 from revmux_core.problems import Problem
@@ -294,8 +294,7 @@ def quiet_transformers() -> Iterator[None]:
 def _read_adapters(path: Path, entry: PointEntry, backbone: Backbone) -> Adapters:
     tensors = load_file(path)
     updates = {name.removeprefix(DELTAS): tensors.pop(name) for name in list(tensors) if name.startswith(DELTAS)}
-    multiplexer = make_multiplexer(entry.method, entry.width, backbone.hidden_size)
-    multiplexer.load_state_dict(tensors)
+    multiplexer = load_multiplexer(entry.method, entry.width, backbone.hidden_size, tensors)
     adapters = make_adapters(backbone, entry.point, multiplexer, entry.delta_rank)
     if adapters.deltas is not None:
         adapters.deltas.load_updates(updates)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -30,6 +32,11 @@ class Multiplexer(ABC, nn.Module):
             least = self.min_width
             raise RevmuxError(f"width must be at least {least} and divide the hidden size {hidden_size}, got {width}")
         self.width = width
+
+    @classmethod
+    def like(cls, width: int, hidden_size: int, weights: Mapping[str, Tensor]) -> Self:
+        """An untrained one that `weights`, a trained one's, fit."""
+        return cls(width, hidden_size)
 
     @abstractmethod
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,10 @@ class ReversibleCoupling(nn.Module):
         blocks[0] = coupled[0] - self.functions[0](blocks[-1])
         return torch.stack(blocks, dim=-2)
 
+
+COUPLING_SHARE = 8
+"""How many times larger the hidden size is than that of the coupling's functions: with more a composite of two costs
+2% to 3% more of the plain path's time and agrees no more often (`docs/performance.md`)."""
 
 SHORTCUT_DROPOUT = 0.5
 """Share of the samples of a training step that must do without their shortcut.
@@ -108,20 +114,28 @@ class OwnStatesMultiplexer(Multiplexer):
 class ReversibleMultiplexer(OwnStatesMultiplexer):
     """Down projection, reversible coupling, and after the shared layers its inverse and the up projection.
 
-    Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, an up
-    projection with one hidden layer of width d in place of two of 3d, and a shortcut: it also reads the sample's own
-    prefill states, pooled and through an attention pool (measured in `docs/performance.md`).
+    Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, a
+    coupling whose functions are `d/N -> d/8 -> d/N`, an up projection with one hidden layer of width d in place of two
+    of 3d, and a shortcut: it also reads the sample's own prefill states, pooled and through an attention pool (measured
+    in `docs/performance.md`).
     """
 
     positionwise = True
 
-    def __init__(self, width: int, hidden_size: int) -> None:
+    def __init__(self, width: int, hidden_size: int, coupling_size: int | None = None) -> None:
+        """`coupling_size` is the hidden size of the coupling's functions, as trained ones have it; None an eighth."""
         super().__init__(width, hidden_size)
         self.block = hidden_size // width
         self.down = nn.Linear(hidden_size, self.block)
-        self.coupling = ReversibleCoupling(width, self.block, hidden_size)
+        self.coupling = ReversibleCoupling(width, self.block, coupling_size or -(-hidden_size // COUPLING_SHARE))
         self.pool = AttentionPool(hidden_size)
         self.up = mlp(self.block + 2 * hidden_size, hidden_size, hidden_size)
+
+    @classmethod
+    def like(cls, width: int, hidden_size: int, weights: Mapping[str, Tensor]) -> Self:
+        # Older ones have couplings as large as the paper's, d/N -> d -> d/N.
+        inner = weights.get("coupling.functions.0.0.bias")
+        return cls(width, hidden_size, None if inner is None else len(inner))
 
     def multiplex(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         blocks = self.down(hidden).movedim(1, -2)

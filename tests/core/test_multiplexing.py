@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revmux_core.multiplexing import load_multiplexer
 from revmux_core.multiplexing.reversible import AttentionPool, ReversibleCoupling, ReversibleMultiplexer
 
 # The error of one addition and one subtraction at each precision, with room for a chain of up to 16 of them.
@@ -67,6 +68,15 @@ def test_the_pool_reads_texts_of_a_row_as_if_alone_and_nothing_of_none(dtype: to
 def test_a_width_that_does_not_divide_the_hidden_size_is_refused() -> None:
     with pytest.raises(ValueError, match="divide the hidden size 32"):
         ReversibleMultiplexer(3, 32)
+
+
+@pytest.mark.parametrize("coupling_size", [None, 32])
+def test_weights_tell_how_large_couplings_are(coupling_size: int | None) -> None:
+    """Bundles of before have larger ones."""
+    weights = ReversibleMultiplexer(2, 32, coupling_size).state_dict()
+    loaded = load_multiplexer("revmux", 2, 32, weights).state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
 
 def test_only_training_does_without_the_shortcut() -> None:
