@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save_file
@@ -111,6 +111,10 @@ class Calibration(BaseModel):
         names = [name for entry in self.cascades if entry.score == LEARNT for name in entry.points]
         folder = f"calibration/{self.backend}-{self.precision}"
         return {name: f"{folder}/{name}.safetensors" for name in names}
+
+    def of(self, points: Collection[str]) -> Self:
+        """What this promises of cascades of no other than these points."""
+        return self.model_copy(update={"cascades": [entry for entry in self.cascades if {*entry.points} <= {*points}]})
 
 
 class Manifest(BaseModel):

@@ -98,10 +98,14 @@ def save_extended(
     """Writes a bundle of the same model as that in the folder `source`, whose `manifest` is given: with those of its
     points that are `kept`, bit for bit, and with `adapters` of others.
 
-    What was measured and certified is left behind, as it is about the bundle as a whole.
+    So is what is certified of cascades of points that are kept, whose answers are the same. What was measured is left
+    behind, as it is about the bundle as a whole.
     """
+    names = [point.name for point in kept]
+    calibrations = [one for calibration in manifest.calibrations if (one := calibration.of(names)).cascades]
     left = {entry.file for entry in manifest.adapters if entry.point not in kept}
     left |= {file for calibration in manifest.calibrations for file in calibration.files.values()}
+    left -= {file for calibration in calibrations for file in calibration.files.values()}
     files = [file for file in manifest.files if file not in left]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +119,7 @@ def save_extended(
             "adapters": sorted(entries, key=lambda entry: entry.point),
             "training": training,
             "measured": {},
-            "calibrations": [],
+            "calibrations": calibrations,
             "files": _hashed(folder, [*files, *(entry.file for entry in new)]),
         }
     )

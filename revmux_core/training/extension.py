@@ -11,6 +11,7 @@ import torch
 from revmux_core.bundle import load_bundle
 from revmux_core.data import Example, label_targets
 from revmux_core.manifest import read_manifest, resolve_bundle
+from revmux_core.points import OperatingPoint
 from revmux_core.saving import save_extended
 from revmux_core.training.joining import join_texts
 from revmux_core.training.loop import default_precision
@@ -28,12 +29,13 @@ def extend(
 ) -> None:
     """Writes a bundle of the model of the bundle `recipe.model`, with the points that `recipe` names.
 
-    Those that the bundle has are taken over, the others are trained; so are its tokenizer, tuned weights, soft prompt,
-    labels and name, unless `name` is given. What it measured and certified is not: it has to be measured and
-    calibrated anew. All else is as in `train`.
+    Those that the bundle has are taken over, unless the recipe has them retrained, the others are trained. Taken over
+    are its tokenizer, tuned weights, soft prompt, labels, its name unless `name` is given, and what is certified of
+    cascades of points that are. What it measured is not: it has to be measured anew, and calibrated for the rest. All
+    else is as in `train`.
 
-    Raises `TrainingError` for a recipe that asks for another task, or for no point that the bundle lacks, and what
-    `load_bundle` raises.
+    Raises `TrainingError` for a recipe that asks for another task, that has points retrained which the bundle lacks, or
+    none that is to be trained, and what `load_bundle` raises.
     """
     if recipe.labels or recipe.label_words or recipe.problem_type is not None or recipe.tolerance is not None:
         raise TrainingError(
@@ -52,7 +54,11 @@ def extend(
     samples = tokenizer([(example.text, example.pair) for example in (*examples, *joined)])
     targets = label_targets(examples, backbone.problem, samples)
     points = points_of(recipe, backbone.num_layers)
-    kept = [point for point in points if point in manifest.points]
+    retrained = [OperatingPoint.parse(name) for name in recipe.retrained]
+    for point in retrained:
+        if point not in manifest.points:
+            raise TrainingError(f"{recipe.model} has no point {point.name} to --retrain: name it with --point")
+    kept = [point for point in points if point in manifest.points and point not in retrained]
     multiplexers = multiplexers_of(recipe, backbone, [point for point in points if point not in kept], device)
     if not multiplexers:
         raise TrainingError(f"{recipe.model} has all of these points: name one that is to be trained")
@@ -66,5 +72,17 @@ def extend(
         manifest=manifest,
         kept=kept,
         adapters=adapters,
-        training=trained | {"points": [point.name for point in adapters], "before": manifest.training},
+        training=trained
+        | {
+            "points": [point.name for point in adapters],
+            "before": _told(manifest.training, {point.name for point in kept}),
+        },
     )
+
+
+def _told(training: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+    """What a manifest says of trainings, without those around its model none of whose points are `kept`."""
+    if "before" not in training:
+        return training
+    before = _told(training["before"], kept)
+    return training | {"before": before} if kept & {*training["points"]} else before

@@ -62,19 +62,21 @@ class Recipe:
 
     `widths` are trained at `prefill` layers with every layer above shared, `points` are further operating points by
     name, where one of width 1 is an early exit; without any of them it is `DEFAULT_WIDTHS`, and early exits after a
-    third, half and two thirds of the layers. `prefill` None is half the layers. `join_rounds` adds unlabelled
-    texts, joined from the given ones (`join_texts`), to what is distilled. `delta_rank` above 0 gives every point
-    its own low-rank updates of the upper layers. `labels` names the classes in the order of their indices; a classifier
-    brings its own, and its `problem_type`, which without one is a single label. `tolerance` is how far a score may be
-    from the frozen model's and agree, by default a twentieth of the labels' range. `task` and `lora_rank` are used for
-    a bare model. A language model stays frozen: it scores a word for every label, of `label_words` or the label itself,
-    behind a soft prompt of `prompt_tokens` embeddings (50 as in the paper, 0 for none), trained as `task` says at
-    `prompt_learning_rate` (in units of `train_prompt`).
+    third, half and two thirds of the layers. `retrained` are points of a bundle that it is not to keep as they are.
+    `prefill` None is half the layers. `join_rounds` adds unlabelled texts, joined from the given ones (`join_texts`),
+    to what is distilled. `delta_rank` above 0 gives every point its own low-rank updates of the upper layers. `labels`
+    names the classes in the order of their indices; a classifier brings its own, and its `problem_type`, which without
+    one is a single label. `tolerance` is how far a score may be from the frozen model's and agree, by default a
+    twentieth of the labels' range. `task` and `lora_rank` are used for a bare model. A language model stays frozen: it
+    scores a word for every label, of `label_words` or the label itself, behind a soft prompt of `prompt_tokens`
+    embeddings (50 as in the paper, 0 for none), trained as `task` says at `prompt_learning_rate` (in units of
+    `train_prompt`).
     """
 
     model: str
     widths: tuple[int, ...]
     points: tuple[str, ...] = ()
+    retrained: tuple[str, ...] = ()
     method: str = DEFAULT_METHOD
     prefill: int | None = None
     labels: tuple[str, ...] = ()
@@ -115,6 +117,8 @@ def train(
     Raises `TrainingError` for settings that do not fit the model, the data or an earlier run in the same place, and
     what `find_base` and `view` raise.
     """
+    if recipe.retrained:
+        raise TrainingError(f"{recipe.model} is no bundle, so it has no points to --retrain: name them with --point")
     found = find_base(recipe.model, base)
     kind = _kind(found)
     problem = _problem(found, kind, recipe, examples)
@@ -212,13 +216,14 @@ def points_of(recipe: Recipe, num_layers: int) -> list[OperatingPoint]:
     """What the recipe names: all but the plain point, which needs no adapters and is always there. Raises
     `TrainingError` for one that does not fit so many layers."""
     prefill = num_layers // 2 if recipe.prefill is None else recipe.prefill
-    unasked = not recipe.widths and not recipe.points
+    named = (*recipe.points, *recipe.retrained)
+    unasked = not recipe.widths and not named
     widths = DEFAULT_WIDTHS if unasked else recipe.widths
     points = {OperatingPoint.mux(width, prefill, num_layers) for width in {*widths} - {1}}
     if unasked:
         exits = {round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)} - {0, num_layers}
         points |= {OperatingPoint(1, depth, ()) for depth in exits}
-    for name in recipe.points:
+    for name in named:
         point = OperatingPoint.parse(name)
         if point.prefill >= num_layers or any(layer >= num_layers for layer in point.upper):
             raise TrainingError(f"--point {name} does not fit a model of {num_layers} layers")

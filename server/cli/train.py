@@ -44,6 +44,10 @@ def train(
             "widths 2 and 4, and exits after a third, half and two thirds of the layers."
         ),
     ] = None,
+    retrain: Annotated[
+        list[str] | None,
+        typer.Option(help="Points that the bundle --model has, to train anew all the same; repeat the option."),
+    ] = None,
     method: Annotated[str, typer.Option(help="revmux, or a rival by name: see the docs.")] = "revmux",
     prefill: Annotated[int | None, typer.Option(help="Prefill layers. Default: half the layers.")] = None,
     delta_rank: Annotated[
@@ -120,6 +124,7 @@ def train(
         model=model,
         widths=tuple(width or ()),
         points=tuple(point or ()),
+        retrained=tuple(retrain or ()),
         method=method,
         prefill=prefill,
         delta_rank=delta_rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from transformers import BertModel
 from typer.testing import CliRunner
 
 from revmux_core.bundle import load_bundle
+from revmux_core.confidence import LEARNT, LearntConfidence
 from revmux_core.data import Example
 from revmux_core.errors import RevmuxError
-from revmux_core.manifest import read_manifest
+from revmux_core.manifest import read_manifest, record_calibration
 from revmux_core.problems import ProblemType
 from revmux_core.training import loop
 from revmux_core.training.extension import extend
@@ -25,7 +27,7 @@ from revmux_core.training.loop import Schedule
 from revmux_core.training.losses import LossWeights
 from revmux_core.training.run import Recipe, TrainingError, train
 from server.cli import app
-from tests.tiny import save_tokenizer, tiny_config
+from tests.tiny import HIDDEN, save_tokenizer, tiny_config
 
 EXAMPLES = [
     Example(f"word{i // 2} {'good' if i % 2 else 'bad'} film {'very ' * (i % 5)}", label=str(i % 2)) for i in range(160)
@@ -148,11 +150,41 @@ def test_a_bare_encoder_is_tuned_then_multiplexed_from_the_command_line(bare_enc
     assert extended.manifest.measured_agreement["n2-l3-u3"] > 0.8
     assert "Around that model `n2-l3-u3` later" in (later / "README.md").read_text()
 
+    # And that one anew: how it was trained before is of no interest any more.
+    newer = tmp_path / "newer"
+    command = f"train --model {later} --data {data} --out {newer} --point n1-l3 --retrain n2-l3-u3 --epochs 1"
+    assert run.invoke(app, command.split(), catch_exceptions=False).exit_code == 0
+    training = read_manifest(newer).training
+    assert training["points"] == ["n2-l3-u3"]
+    assert training["before"] == read_manifest(out).training
+
+
+def test_a_point_is_trained_anew_and_what_is_certified_of_those_kept_stays(
+    calibrated_path: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(calibrated_path, source)
+    (before,) = read_manifest(source).calibrations
+    certified = before.model_copy(
+        update={"cascades": [entry.model_copy(update={"score": LEARNT}) for entry in before.cascades]}
+    )
+    score = LearntConfidence(HIDDEN, load_bundle(source).classifier.backbone.problem).state_dict()
+    record_calibration(source, certified, dict.fromkeys(certified.files, score))
+    extend(recipe(source, widths=(), points=("n1-l2",), retrained=("n2-l2-u2.3",)), EXAMPLES[:32], out)
+    bundle = load_bundle(out)
+    assert [point.name for point in bundle.classifier.points] == ["n1-l4", "n1-l2", "n2-l2-u2.3"]
+    (kept,) = [entry for entry in certified.cascades if entry.points == ("n1-l2",)]
+    assert bundle.manifest.calibrations == [certified.model_copy(update={"cascades": [kept]})]
+    assert bundle.classifier.adapters_of(bundle.point("n1-l2")).confidence is not None
+    file = "adapters/n2-l2-u2.3.safetensors"
+    assert (source / file).read_bytes() != (out / file).read_bytes()
+
 
 @pytest.mark.parametrize(
     ("changes", "out", "problem"),
     [
         ({"points": ("n1-l2",)}, "other", "all of these points"),
+        ({"retrained": ("n1-l3",)}, "other", "no point n1-l3 to --retrain"),
         ({"points": ("n1-l3",)}, "bundle", "another --out"),
         ({"points": ("n1-l3",), "labels": ("bad", "good")}, "other", "leave out --labels"),
         ({"points": ("n1-l3",), "tolerance": 0.1}, "other", "leave out --labels"),
@@ -165,6 +197,11 @@ def test_what_a_bundle_cannot_be_trained_for_is_refused(
     with pytest.raises(TrainingError, match=problem):
         extend(recipe(tmp_path / "bundle", widths=(), **changes), EXAMPLES[:32], tmp_path / out)
     assert not (tmp_path / "other.work").exists()
+
+
+def test_what_is_no_bundle_has_no_points_to_train_anew(tiny_base_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no bundle"):
+        train(recipe(tiny_base_path, retrained=("n1-l2",)), EXAMPLES[:32], tmp_path / "bundle", "tiny")
 
 
 TASKS: dict[ProblemType, tuple[str, Callable[[int], Any], str]] = {
