@@ -58,7 +58,8 @@ class ReversibleCoupling(nn.Module):
 
 COUPLING_SHARE = 1 / 8
 """The hidden size of a coupling's functions over the model's. At the paper's 1 width 2 spent a fiftieth more of its
-time on adapters in float32, and agreed no more often; at 1/16 it spent no less (`docs/performance.md`)."""
+time on adapters in float32, and agreed as often within a fifth of a point; at 1/16 it spent no less
+(`docs/performance.md`)."""
 
 SHORTCUT_DROPOUT = 0.5
 """Share of the samples of a training step that must do without their shortcut.
