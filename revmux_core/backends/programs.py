@@ -33,6 +33,16 @@ def has_bfloat16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def multiplies_in_int8() -> bool:
+    """Whether OpenVINO multiplies what `_quantize` made in int8 on this CPU: with VNNI, and no AMX.
+
+    Elsewhere it restores the weights and multiplies in float32, or bfloat16, as the names of its kernels say
+    (`brgemm_avx2_f32`, `brgemm_avx512_amx_bf16`). It lists INT8 among its capabilities on all of these.
+    """
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_vnni") or has.get("avx_vnni")) and not has.get("amx_tile")
+
+
 class PackedLayers(Layers):
     """Neighbouring layers as one module, on rows of several texts."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 import torch
@@ -10,6 +11,8 @@ from revmux_core.backends import BackendName, DtypeName
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.classifier import MuxClassifier
 from revmux_core.errors import RevmuxError
+
+logger = logging.getLogger(__name__)
 
 
 def choose_dtype(name: DtypeName, backend: BackendName, device: torch.device) -> torch.dtype:
@@ -71,13 +74,18 @@ def use_backend(
         raise RevmuxError("the backend openvino runs encoders only: use the backend torch")
     # Heavy, and an extra.
     from revmux_core.backends.openvino import OpenVinoExecutor
-    from revmux_core.backends.programs import has_bfloat16
+    from revmux_core.backends.programs import has_bfloat16, multiplies_in_int8
 
     if dtype == torch.bfloat16 and not has_bfloat16():
         # OpenVINO would compute in float32 and not say so, under a calibration that was made in bfloat16.
         raise RevmuxError(
             "the backend openvino has no bfloat16 on this CPU, which lacks AVX-512 BF16 and AMX: use float32 or int8, "
             "or leave the precision out"
+        )
+    if dtype == torch.int8 and not multiplies_in_int8():
+        logger.warning(
+            "int8 saves memory but no time on this CPU: without VNNI, or with AMX, OpenVINO only keeps the weights in "
+            "8 bits and multiplies in float32 or bfloat16; leave the precision out for what is fastest here"
         )
     classifier.executor = OpenVinoExecutor(classifier, dtype)
 

@@ -234,6 +234,27 @@ def test_it_does_not_call_float32_bfloat16(tiny_bundle_path: Path, monkeypatch: 
         load_bundle(tiny_bundle_path, dtype=torch.bfloat16, backend="openvino")
 
 
+@pytest.mark.parametrize(
+    ("has", "warns"),
+    [
+        ({"avx2": True}, True),
+        ({"avx2": True, "avx_vnni": True}, False),
+        ({"avx512_vnni": True}, False),
+        ({"avx512_vnni": True, "amx_tile": True}, True),
+    ],
+)
+def test_it_warns_where_int8_brings_no_speed(
+    has: dict[str, bool],
+    warns: bool,
+    tiny_bundle_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has)
+    load_bundle(tiny_bundle_path, dtype=torch.int8, backend="openvino")
+    assert ("int8 saves memory but no time on this CPU" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("command", [["bench", "--bundle", "none"], ["serve", "--bundle", "none", "--port", "0"]])
 @pytest.mark.parametrize(("backend", "policy"), [("openvino", "PASSIVE"), ("torch", None)])
 def test_pytorchs_threads_sleep_beside_openvino(command: list[str], backend: str, policy: str | None) -> None:
