@@ -5,7 +5,7 @@
 The model learns to answer a text with the word bad or good: at the decoder's first step, or after the last token. It
 is written as a Hugging Face folder with a tokenizer of its own, for `revmux train --model t5-tiny --prompt-tokens 0
 --labels negative,positive --label-word negative=bad --label-word positive=good`. Run again to go on after a kill.
-`docs/performance.md` has what came of it ("Other families").
+`docs/performance/models.md` has what came of it ("Other families").
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ the whole is known; `revmux eval` then says how right and how like the plain mod
 like length, as serving does where it can. `mix` does not: half of every composite is short, the other half long.
 `scripts` needs no labels: it says how much of every file the vocabulary lacks and how like the plain model's answers
 are.
-`docs/performance.md` has what came of it ("Long texts and other scripts").
+`docs/performance/models.md` has what came of it ("Long texts and other scripts").
 """
 
 from __future__ import annotations

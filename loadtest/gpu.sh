@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures on a GPU what docs/performance.md says is missing: loadtest/gpu.sh DATA OUT [PART...]
+# Measures on a GPU what docs/performance/gpu.md says is missing: loadtest/gpu.sh DATA OUT [PART...]
 #
 # DATA is SST-2's dev.tsv. Every part leaves what it printed in OUT/PART.txt, and is meant to take less than ten minutes
 # on one GPU, but for the peers; one that fails does not stop the others. REVMUX_DEVICE (cuda) names another device, on

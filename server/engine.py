@@ -37,7 +37,8 @@ GPU runs full ones: a few texts would hardly fill it, and say little of its spee
 SWITCH_SECONDS = 1e-4
 """How long the device's thread waits for the interpreter before it is given it (`sys.setswitchinterval`). After a batch
 the event loop has all its answers to write, and by default it keeps the interpreter for 5 ms at a time: with 256
-requests in flight no layers ran for 21% to 38% of the time, and for 16% to 30% with this (`docs/performance.md`)."""
+requests in flight no layers ran for 21% to 38% of the time, and for 16% to 30% with this
+(`docs/performance/cpu.md`)."""
 
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 16384
 """Where throughput stops growing with the batch, while latency goes on to."""

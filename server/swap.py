@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY = 19
 """As `nice` has it, for what loads beside a model that answers. At the usual one, with OpenVINO, which compiles on all
 cores, requests waited 4 to 21 times as long meanwhile, and 2 to 7 times with this and a shorter warm-up
-(`docs/performance.md`)."""
+(`docs/performance/serving.md`)."""
 
 
 class HotSwap:

@@ -2,7 +2,7 @@
 
 A program takes weights and sizes as inputs: one serves all pieces of as many frozen layers and all batches of two
 rows or more, another one those of a single row. So little is compiled, all of it before the first batch that needs it,
-and what a program does not fit runs uncompiled. Measured in `docs/performance.md`.
+and what a program does not fit runs uncompiled. Measured in `docs/performance/cpu.md`.
 """
 
 from __future__ import annotations

@@ -59,12 +59,12 @@ class ReversibleCoupling(nn.Module):
 COUPLING_SHARE = 1 / 8
 """The hidden size of a coupling's functions over the model's. At the paper's 1 width 2 spent a fiftieth more of its
 time on adapters in float32, and agreed as often within a fifth of a point; at 1/16 it spent no less
-(`docs/performance.md`)."""
+(`docs/performance/cpu.md`)."""
 
 SHORTCUT_DROPOUT = 0.5
 """Share of the samples of a training step that must do without their shortcut.
 
-Without it training settles on the shortcut alone and the composite is never learnt (`docs/performance.md`).
+Without it training settles on the shortcut alone and the composite is never learnt (`docs/performance/agreement.md`).
 """
 
 
@@ -119,7 +119,7 @@ class ReversibleMultiplexer(OwnStatesMultiplexer):
     Departures from the paper (`PublishedMultiplexer` has none): GELU without dropout in place of ReLU with it, a
     coupling whose functions are `d/N -> d/8 -> d/N`, an up projection with one hidden layer of width d in place of two
     of 3d, and a shortcut: it also reads the sample's own prefill states, pooled and through an attention pool (measured
-    in `docs/performance.md`).
+    in `docs/performance/agreement.md`).
     """
 
     positionwise = True

@@ -45,8 +45,8 @@ def tune(
 
     `targets` are what labels say (`Problem.targets`); samples that have none are left out. The cut (a quarter of the
     rank for the embeddings) is the nearest one by singular values, in the form of LoRA (Hu et al. 2021, arXiv
-    2106.09685); `docs/performance.md` compares it with LoRA from the start. `load` makes the untuned model, with a
-    head initialised at random, whose bias then begins at `Problem.prior`.
+    2106.09685); `docs/performance/training.md` compares it with LoRA from the start. `load` makes the untuned model,
+    with a head initialised at random, whose bias then begins at `Problem.prior`.
 
     Returns the model with its low-rank updates still apart, and the seconds it took. Raises `UnsupportedModelError` as
     `view` does.
