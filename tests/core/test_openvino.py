@@ -16,7 +16,7 @@ from torch import nn
 
 from revmux_core.backends import programs
 from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
-from revmux_core.backends.packed import Packed
+from revmux_core.backends.packed import CELL_STEP, Packed
 from revmux_core.backends.programs import Compiler, PackedLayers, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import collate, make_mask
@@ -61,6 +61,8 @@ def test_layers_are_pytorchs_whatever_the_lengths(
     held = padded.mask.bool()
     # As well where some of those that are laid out together go on, and in another order.
     whole = Packed.of(texts, RowCosts(0.1, together))
+    # Few shapes, however many texts come to stand in a row.
+    assert all(block.texts == 1 or block.texts % CELL_STEP == 0 for block in whole.layout.blocks)
     part = whole.split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
     for packed, rows in ((whole, slice(None)), (part, slice(len(texts) // 2, None))):
         found = executor.run(packed, layers, False).padded()
