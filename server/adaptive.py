@@ -72,40 +72,47 @@ def _fit(timings: Sequence[Timing]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One step of the ladder: what may be served on it, and the device's seconds a token in full batches."""
+    """One step of the ladder: what may be served on it, and the seconds that a batch takes there: before its first
+    token, all steps of a cascade together, and for each token."""
 
     menu: Menu
-    seconds_per_token: float
+    start: float
+    per_token: float
+
+    def seconds(self, tokens: float) -> float:
+        """Those of a batch of so many tokens."""
+        return self.start + self.per_token * tokens
 
 
 def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]:
     """Rungs from the plain path alone to all of `menu`, each adding what is next faster.
 
-    Seconds are those of batches of `budget` tokens in samples of `length`.
+    Faster is what takes a batch of `budget` tokens less time, in samples of `length`.
     """
 
-    def at(point: OperatingPoint) -> float:
-        return costs.seconds(point, budget, length) / budget
+    def alone(point: OperatingPoint) -> Rung:
+        start = costs.seconds(point, 0, length)
+        return Rung(Menu((point,)), start, costs.seconds(point, 1, length) - start)
 
-    plain = at(menu.plain)
+    plain = alone(menu.plain)
     layers = menu.plain.prefill
-    choices: list[tuple[float, OperatingPoint | Cascade]] = [(at(point), point) for point in menu.fast[:-1]]
+    choices: list[tuple[Rung, OperatingPoint | Cascade]] = [(alone(point), point) for point in menu.fast[:-1]]
     for cascade in menu.cascades:
-        first = cascade.points[0]
+        first = alone(cascade.points[0])
         # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed, but every
-        # step costs again what a batch does before its first token. On a CPU whose products are fast that is as much as
-        # a cascade saves.
-        rest = max(menu.costs[cascade.width] - first.ideal_cost(layers), 0.0)
-        starts = len(cascade.points) * costs.seconds(first, 0, length) / budget
-        choices.append((at(first) + plain * rest + starts, cascade))
-    rungs = [Rung(Menu((menu.plain,)), plain)]
-    for seconds, _ in sorted(choices, key=lambda choice: -choice[0]):
-        if seconds >= rungs[-1].seconds_per_token:
+        # step costs what a batch does before its first token. On a CPU whose products are fast that is as much as a
+        # cascade saves.
+        rest = max(menu.costs[cascade.width] - cascade.points[0].ideal_cost(layers), 0.0)
+        start = plain.start + sum(costs.seconds(point, 0, length) for point in cascade.points)
+        choices.append((replace(first, start=start, per_token=first.per_token + plain.per_token * rest), cascade))
+    rungs = [plain]
+    for cost, _ in sorted(choices, key=lambda choice: -choice[0].seconds(budget)):
+        if cost.seconds(budget) >= rungs[-1].seconds(budget):
             continue
-        allowed = [choice for cost, choice in choices if cost >= seconds]
+        allowed = [choice for other, choice in choices if other.seconds(budget) >= cost.seconds(budget)]
         fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
         cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
-        rungs.append(Rung(replace(menu, fast=fast, cascades=cascades), seconds))
+        rungs.append(replace(cost, menu=replace(menu, fast=fast, cascades=cascades)))
     return rungs
 
 
@@ -114,17 +121,19 @@ class AdaptiveMenu:
 
     A batch is planned from the lowest rung that would serve all that waits within `patience` seconds, and all that was
     refused since the batch before as well: admission may keep the queue shorter than that while it turns away what a
-    higher rung could serve. It comes down only to a rung whose capacity the rate of arrivals leaves some of, so that a
-    load between two rungs stays on the upper one and does not flap.
+    higher rung could serve. Where none would it is the rung that is fastest for what fits into a batch of `budget`
+    tokens, as few samples do not pay for a cascade's steps. It comes down only to a rung whose capacity in full batches
+    the rate of arrivals leaves some of, so that a load between two rungs stays on the upper one and does not flap.
     """
 
     @classmethod
     def fixed(cls, menu: Menu) -> AdaptiveMenu:
         """One that always serves all of `menu`."""
-        return cls([Rung(menu, 0.0)], 0.0)
+        return cls([Rung(menu, 0.0, 0.0)], 1, 0.0)
 
-    def __init__(self, rungs: Sequence[Rung], patience: float) -> None:
+    def __init__(self, rungs: Sequence[Rung], budget: int, patience: float) -> None:
         self._rungs = rungs
+        self._budget = budget
         self._patience = patience
         self._rung = 0
         self._rate = 0.0
@@ -145,14 +154,14 @@ class AdaptiveMenu:
         rate = self._decayed(now)
         tokens += self._refused
         self._refused = 0
-        wanted = next(
-            (number for number, rung in enumerate(self._rungs) if tokens * rung.seconds_per_token <= self._patience),
-            len(self._rungs) - 1,
-        )
+        batch = min(tokens, self._budget)
+        fastest = min(range(len(self._rungs)), key=lambda number: self._rungs[number].seconds(batch))
+        within = (number for number, rung in enumerate(self._rungs) if rung.seconds(tokens) <= self._patience)
+        wanted = next(within, fastest)
         if wanted > self._rung:
             self._rung = wanted
         for number in range(wanted, self._rung):
-            if rate * self._rungs[number].seconds_per_token <= SPARE:
+            if rate * self._rungs[number].seconds(self._budget) <= SPARE * self._budget:
                 self._rung = number
                 break
         return self._rungs[self._rung].menu

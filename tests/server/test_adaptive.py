@@ -18,13 +18,13 @@ from server.planner import Menu
 LAYERS = 6
 PLAIN, EXIT, TWO = OperatingPoint.plain(LAYERS), OperatingPoint(1, 3, ()), OperatingPoint.mux(2, 3, LAYERS)
 BUDGET = 1000
-# Tokens a second: plain 10,000, then 13,000, then 20,000.
+# Tokens a second, after a start of 1 ms: plain 10,000, then 13,000, then 20,000.
 RUNGS = [
-    Rung(Menu((PLAIN,)), 1 / 10_000),
-    Rung(Menu((TWO, PLAIN)), 1 / 13_000),
-    Rung(Menu((EXIT, TWO, PLAIN)), 1 / 20_000),
+    Rung(Menu((PLAIN,)), 0.001, 1 / 10_000),
+    Rung(Menu((TWO, PLAIN)), 0.001, 1 / 13_000),
+    Rung(Menu((EXIT, TWO, PLAIN)), 0.001, 1 / 20_000),
 ]
-PATIENCE = 0.05
+PATIENCE = 0.02
 
 
 def simulate(
@@ -33,7 +33,7 @@ def simulate(
     """The rung of every batch, and every sample's wait in seconds, under Poisson arrivals of `load` x plain capacity in
     samples of 25 tokens, of which those are refused that find `most_waiting` samples waiting."""
     rng = random.Random(seed)
-    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
     waiting: list[float] = []
     rungs, waits = [], []
     now = arrival = 0.0
@@ -52,7 +52,7 @@ def simulate(
         rung = next(number for number, rung in enumerate(RUNGS) if rung.menu is menu)
         batch = waiting[: BUDGET // 25]
         waiting = waiting[len(batch) :]
-        now += 0.001 + 25 * len(batch) * RUNGS[rung].seconds_per_token
+        now += RUNGS[rung].seconds(25 * len(batch))
         rungs.append(rung)
         waits += [now - start for start in batch]
     return rungs, waits
@@ -81,7 +81,7 @@ def test_what_a_higher_rung_could_serve_is_not_refused_for_long(load: float) -> 
 
 
 def test_a_shrinking_load_comes_down_as_far_as_what_arrives_allows() -> None:
-    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
     adaptive.arrived(12_000, 0.0)
     assert adaptive.choose(12_000, 0.0) is RUNGS[2].menu
     # The queue is short again, but so much arrives that the plain path would fall behind; then less and less does.
@@ -91,10 +91,17 @@ def test_a_shrinking_load_comes_down_as_far_as_what_arrives_allows() -> None:
 
 
 def test_a_lone_sample_after_a_pause_runs_plain() -> None:
-    adaptive = AdaptiveMenu(RUNGS, PATIENCE)
+    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
     adaptive.arrived(40_000, 0.0)
     adaptive.choose(40_000, 0.0)
     assert adaptive.choose(25, 5.0) is RUNGS[0].menu
+
+
+@pytest.mark.parametrize(("tokens", "rung"), [(100, 0), (300, 0), (500, 1), (5000, 1)])
+def test_what_is_too_little_for_a_cascade_to_gain_runs_plain_however_long_it_takes(tokens: int, rung: int) -> None:
+    # 300 tokens take 31 ms plainly and 35 ms so, 500 take 51 and 45.
+    rungs = [RUNGS[0], Rung(Menu((EXIT, PLAIN)), 0.02, 1 / 20_000)]
+    assert AdaptiveMenu(rungs, BUDGET, PATIENCE).choose(tokens, 0.0) is rungs[rung].menu
 
 
 def test_the_ladder_goes_from_plain_to_everything() -> None:
@@ -109,12 +116,12 @@ def test_the_ladder_goes_from_plain_to_everything() -> None:
         Menu((PLAIN,), (exits, two), costs=expected),
         menu,
     ]
-    assert [rung.seconds_per_token for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
+    assert [rung.seconds(BUDGET) / BUDGET for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
 
 
-@pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.019, 2), (0.021, 1)])
+@pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.039, 2), (0.041, 1)])
 def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fixed: float, rungs: int) -> None:
-    # Of a plain batch's 100 ms the cascade's layers take 60, and its two steps one start each.
+    # Of a plain batch's 100 ms the cascade's layers take 60, and its exit's step one start.
     costs = CostModel({PLAIN: (0, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
     menu = Menu((PLAIN,), (Cascade((EXIT,), 0.9, LAYERS),), costs={1: 0.6})
     assert len(ladder(menu, costs, BUDGET, 32)) == rungs
