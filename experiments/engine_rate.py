@@ -6,7 +6,7 @@ ends many.
 Serves a random BERT of one layer and d = 16, which costs next to nothing, behind a front end that nobody asks. The
 requests come over the engine's own socket, in the messages that front ends send, of real sentences' tokens: the next
 one of each of IN_FLIGHT as soon as its answer is there. Linux only. `docs/performance/serving.md` has what came of it
-("What serving costs on top").
+("20,000 requests a second").
 """
 
 from __future__ import annotations

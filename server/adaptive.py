@@ -90,29 +90,35 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
     Faster is what takes a batch of `budget` tokens less time, in samples of `length`.
     """
 
-    def alone(point: OperatingPoint) -> Rung:
+    def alone(point: OperatingPoint) -> tuple[float, float]:
+        """Before the first token, and for each."""
         start = costs.seconds(point, 0, length)
-        return Rung(Menu((point,)), start, costs.seconds(point, 1, length) - start)
+        return start, costs.seconds(point, 1, length) - start
 
-    plain = alone(menu.plain)
+    def full(choice: tuple[tuple[float, float], OperatingPoint | Cascade]) -> float:
+        (start, per_token), _ = choice
+        return start + per_token * budget
+
+    plain_start, plain_token = alone(menu.plain)
     layers = menu.plain.prefill
-    choices: list[tuple[Rung, OperatingPoint | Cascade]] = [(alone(point), point) for point in menu.fast[:-1]]
+    choices: list[tuple[tuple[float, float], OperatingPoint | Cascade]]
+    choices = [(alone(point), point) for point in menu.fast[:-1]]
     for cascade in menu.cascades:
-        first = alone(cascade.points[0])
+        starts, (first_token, *_) = zip(*map(alone, cascade.points), strict=True)
         # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed, but every
         # step costs what a batch does before its first token. On a CPU whose products are fast that is as much as a
         # cascade saves.
         rest = max(menu.costs[cascade.width] - cascade.points[0].ideal_cost(layers), 0.0)
-        start = plain.start + sum(costs.seconds(point, 0, length) for point in cascade.points)
-        choices.append((replace(first, start=start, per_token=first.per_token + plain.per_token * rest), cascade))
-    rungs = [plain]
-    for cost, _ in sorted(choices, key=lambda choice: -choice[0].seconds(budget)):
-        if cost.seconds(budget) >= rungs[-1].seconds(budget):
+        choices.append(((sum(starts) + plain_start, first_token + plain_token * rest), cascade))
+    choices.sort(key=full, reverse=True)
+    rungs = [Rung(Menu((menu.plain,)), plain_start, plain_token)]
+    for number, choice in enumerate(choices):
+        if full(choice) >= rungs[-1].seconds(budget):
             continue
-        allowed = [choice for other, choice in choices if other.seconds(budget) >= cost.seconds(budget)]
+        allowed = [other for _, other in choices[: number + 1]]
         fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
         cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
-        rungs.append(replace(cost, menu=replace(menu, fast=fast, cascades=cascades)))
+        rungs.append(Rung(replace(menu, fast=fast, cascades=cascades), *choice[0]))
     return rungs
 
 

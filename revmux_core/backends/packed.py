@@ -21,7 +21,7 @@ Index = np.ndarray
 CELL_STEP = 4
 """Rows of several texts have places for a multiple of this many. Every number is a shape of its own, for which OpenVINO
 keeps some 0.4 MiB: of 40,000 batches 185 shapes come of it in place of 452, at no cost that could be told from noise
-(`docs/performance/cpu.md`)."""
+(`docs/performance/serving.md`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

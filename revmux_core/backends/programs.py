@@ -34,12 +34,15 @@ def has_bfloat16() -> bool:
 
 
 def multiplies_in_int8() -> bool:
-    """Whether OpenVINO multiplies what `_quantize` made in int8 on this CPU: with VNNI, and no AMX.
+    """Whether OpenVINO multiplies what `_quantize` made in int8 on this CPU: with VNNI and no AMX, or no x86.
 
-    Elsewhere it restores the weights and multiplies in float32, or bfloat16, as the names of its kernels say
-    (`brgemm_avx2_f32`, `brgemm_avx512_amx_bf16`). It lists INT8 among its capabilities on all of these.
+    On another x86 it restores the weights and multiplies in float32, or bfloat16, as the names of its kernels say
+    (`brgemm_avx2_f32`, `brgemm_avx512_amx_bf16`). It lists INT8 among its capabilities on all of these. AVX-VNNI and
+    other processors were not tried.
     """
     has = torch.cpu.get_capabilities()
+    if not has.get("avx2"):
+        return True
     return bool(has.get("avx512_vnni") or has.get("avx_vnni")) and not has.get("amx_tile")
 
 

@@ -241,8 +241,9 @@ def test_it_does_not_call_float32_bfloat16(tiny_bundle_path: Path, monkeypatch: 
     [
         ({"avx2": True}, True),
         ({"avx2": True, "avx_vnni": True}, False),
-        ({"avx512_vnni": True}, False),
-        ({"avx512_vnni": True, "amx_tile": True}, True),
+        ({"avx2": True, "avx512_vnni": True}, False),
+        ({"avx2": True, "avx512_vnni": True, "amx_tile": True}, True),
+        ({"neon": True}, False),
     ],
 )
 def test_it_warns_where_int8_brings_no_speed(
