@@ -95,30 +95,27 @@ def ladder(menu: Menu, costs: CostModel, budget: int, length: int) -> list[Rung]
         start = costs.seconds(point, 0, length)
         return start, costs.seconds(point, 1, length) - start
 
-    def full(choice: tuple[tuple[float, float], OperatingPoint | Cascade]) -> float:
-        (start, per_token), _ = choice
-        return start + per_token * budget
-
     plain_start, plain_token = alone(menu.plain)
     layers = menu.plain.prefill
-    choices: list[tuple[tuple[float, float], OperatingPoint | Cascade]]
-    choices = [(alone(point), point) for point in menu.fast[:-1]]
+    # What each costs, as a rung that allows everything.
+    choices: list[tuple[Rung, OperatingPoint | Cascade]]
+    choices = [(Rung(menu, *alone(point)), point) for point in menu.fast[:-1]]
     for cascade in menu.cascades:
         starts, (first_token, *_) = zip(*map(alone, cascade.points), strict=True)
         # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed, but every
         # step costs what a batch does before its first token. On a CPU whose products are fast that is as much as a
         # cascade saves.
         rest = max(menu.costs[cascade.width] - cascade.points[0].ideal_cost(layers), 0.0)
-        choices.append(((sum(starts) + plain_start, first_token + plain_token * rest), cascade))
-    choices.sort(key=full, reverse=True)
+        choices.append((Rung(menu, sum(starts) + plain_start, first_token + plain_token * rest), cascade))
     rungs = [Rung(Menu((menu.plain,)), plain_start, plain_token)]
-    for number, choice in enumerate(choices):
-        if full(choice) >= rungs[-1].seconds(budget):
+    for rung, _ in sorted(choices, key=lambda choice: -choice[0].seconds(budget)):
+        seconds = rung.seconds(budget)
+        if seconds >= rungs[-1].seconds(budget):
             continue
-        allowed = [other for _, other in choices[: number + 1]]
+        allowed = [choice for other, choice in choices if other.seconds(budget) >= seconds]
         fast = tuple(point for point in menu.fast if point == menu.plain or point in allowed)
         cascades = tuple(cascade for cascade in menu.cascades if cascade in allowed)
-        rungs.append(Rung(replace(menu, fast=fast, cascades=cascades), *choice[0]))
+        rungs.append(replace(rung, menu=replace(menu, fast=fast, cascades=cascades)))
     return rungs
 
 
@@ -127,7 +124,7 @@ class AdaptiveMenu:
 
     A batch is planned from the lowest rung that would serve all that waits within `patience` seconds, and all that was
     refused since the batch before as well: admission may keep the queue shorter than that while it turns away what a
-    higher rung could serve. Where none would it is the rung that is fastest for what fits into a batch of `budget`
+    higher rung could serve. Where none would, it is the rung that is fastest for what fits into a batch of `budget`
     tokens, as few samples do not pay for a cascade's steps. It comes down only to a rung whose capacity in full batches
     the rate of arrivals leaves some of, so that a load between two rungs stays on the upper one and does not flap.
     """

@@ -121,8 +121,8 @@ def test_the_ladder_goes_from_plain_to_everything() -> None:
 
 @pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.039, 2), (0.041, 1)])
 def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fixed: float, rungs: int) -> None:
-    # Of a plain batch's 100 ms the cascade's layers take 60, and its exit's step one start.
-    costs = CostModel({PLAIN: (0, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
+    # Of the 100 ms of a plain batch's layers the cascade's take 60; it has two steps, each with a start like plain's.
+    costs = CostModel({PLAIN: (fixed, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
     menu = Menu((PLAIN,), (Cascade((EXIT,), 0.9, LAYERS),), costs={1: 0.6})
     assert len(ladder(menu, costs, BUDGET, 32)) == rungs
 
