@@ -39,7 +39,7 @@ from revmux_core.backends.select import use_backend
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.cascade import Cascade, Quality
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
-from revmux_core.confidence import LearntConfidence
+from revmux_core.confidence import LearntConfidence, TemperedConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import (
     PROMPT_FILE,
@@ -222,6 +222,10 @@ def load_bundle(
                 score.load_state_dict(load_file(folder / file))
                 score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
+            for entry in manifest.cascades:
+                for name, at in zip(entry.points, entry.temperatures, strict=False):
+                    tempered = TemperedConfidence(at, backbone.problem)
+                    classifier.adapters_of(OperatingPoint.parse(name)).confidence = tempered
     except RevmuxError:
         raise
     except Exception as error:

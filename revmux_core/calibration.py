@@ -15,7 +15,7 @@ from revmux_core.batch import cat_logits
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import CalibrationError, samples_needed
-from revmux_core.confidence import LearntConfidence
+from revmux_core.confidence import Confidence, LearntConfidence
 from revmux_core.evaluation import plain_answers
 from revmux_core.manifest import Calibration, CascadeEntry
 from revmux_core.offline import BATCH_TOKENS, answer_plan
@@ -29,7 +29,7 @@ LEARN_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What `calibrate` found: the manifest's entry, and the scores that its cascades use, by point."""
+    """What `calibrate` found: the manifest's entry, and the scores that were learnt for its cascades, by point."""
 
     calibration: Calibration
     learnt: Mapping[OperatingPoint, LearntConfidence]
@@ -86,6 +86,8 @@ def calibrate(
                     points=tuple(point.name for point in found.cascade.points),
                     score=found.kind,
                     threshold=found.cascade.threshold,
+                    temperatures=found.temperatures,
+                    passed_on=found.passed_on,
                     **found.figures,
                 )
             )
@@ -174,7 +176,7 @@ def validate(
                 target,
                 each,
             )
-            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.learnt, seen, plain, test))
+            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.scores, seen, plain, test))
             progress(f"width {width}")
         agreement, escalated, ideal = np.array(tests).T
         rows.append(
@@ -192,14 +194,14 @@ def validate(
 
 def _tested(
     cascade: Cascade,
-    learnt: Mapping[OperatingPoint, LearntConfidence],
+    scores: Mapping[OperatingPoint, Confidence],
     seen: Mapping[OperatingPoint, Seen],
     plain: OperatingPoint,
     test: np.ndarray,
 ) -> tuple[float, float, float]:
     """Agreement, escalation rate and ideal speed-up of a cascade on the samples `test`."""
     own = [seen[point].take(test) for point in cascade.points]
-    leaves_at = cascade.leaves_at(confidences(cascade.points, own, learnt))
+    leaves_at = cascade.leaves_at(confidences(cascade.points, own, scores))
     wrong = wrong_at(leaves_at, differs([*own, seen[plain].take(test)]))
     escalated = float((leaves_at == len(cascade.points)).mean())
     return float(1 - wrong.mean()), escalated, cascade.ideal_speedup(leaves_at)

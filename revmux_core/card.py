@@ -13,7 +13,7 @@ import numpy as np
 from revmux_core.benchmark import Load, measure_speed
 from revmux_core.bundle import Bundle
 from revmux_core.evaluation import draws_at, evaluate, plain_answers
-from revmux_core.manifest import Calibration, Manifest, record_measurements
+from revmux_core.manifest import Calibration, CascadeEntry, Manifest, record_measurements
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -167,7 +167,7 @@ def _answers(manifest: Manifest) -> str:
 
 def _certified(calibration: Calibration, problem: Problem) -> list[str]:
     rows = [
-        f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {entry.score} | "
+        f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {_score(entry)} | "
         f"{entry.threshold:.3f} | {entry.escalation_rate:.1%} | {entry.agreement:.1%} | "
         f"{entry.certified_agreement:.1%} | {entry.ideal_speedup:.2f} |"
         for entry in calibration.cascades
@@ -185,6 +185,11 @@ def _certified(calibration: Calibration, problem: Problem) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _score(entry: CascadeEntry) -> str:
+    temperatures = ", ".join(f"{temperature:.2f}" for temperature in entry.temperatures)
+    return f"{entry.score}{temperatures and f' at {temperatures}'}"
 
 
 def _tuned(manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save_file
@@ -17,14 +17,15 @@ from torch import Tensor
 from revmux_core.backends import BackendName
 from revmux_core.base_model import sha256
 from revmux_core.cascade import Cascade
-from revmux_core.confidence import LEARNT, ScoreKind
+from revmux_core.confidence import LEARNT, TEMPERED, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import Problem, ProblemType, make_problem
 
-FORMAT_VERSION = 3
-"""Version 1 had at most one calibration, made by PyTorch in float32; until version 2 all answers were single labels."""
+FORMAT_VERSION = 4
+"""Version 1 had at most one calibration, made by PyTorch in float32; until version 2 all answers were single labels;
+until version 3 no confidence was tempered."""
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
 PROMPT_FILE = "task/prompt.safetensors"
@@ -76,16 +77,34 @@ class PointEntry(BaseModel):
 
 class CascadeEntry(BaseModel):
     """A certified cascade: at what `threshold` its `points` pass an answer on, and what that came to on the texts that
-    certified it. `certified_agreement` is the lower confidence bound; `score` says what a point's confidence is."""
+    certified it. `certified_agreement` is the lower confidence bound; `score` says what a point's confidence is, at
+    which of the `temperatures` where it is tempered; `passed_on` is the share that each point passed on of what came
+    to it, which calibrations of before version 4 lack."""
 
     width: int
     points: tuple[str, ...]
     score: ScoreKind
     threshold: float
+    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     escalation_rate: float
+    passed_on: tuple[float, ...] | None = None
     agreement: float
     certified_agreement: float
     ideal_speedup: float
+
+    @model_validator(mode="after")
+    def _one_for_each_point(self) -> Self:
+        wanted = len(self.points) if self.score == TEMPERED else 0
+        if len(self.temperatures) != wanted:
+            raise ValueError(f"a cascade with the score {self.score} has {len(self.temperatures)} temperatures")
+        return self
+
+    @property
+    def expected_on(self) -> tuple[float, ...]:
+        """The share that each point is expected to pass on: as much as the others where only what all of them passed on
+        is known."""
+        steps = len(self.points)
+        return self.passed_on or (self.escalation_rate ** (1 / steps),) * steps
 
 
 class Calibration(BaseModel):
@@ -277,7 +296,8 @@ def record_calibration(folder: Path, calibration: Calibration, learnt: Mapping[s
             partial.chmod(0o644)
             files[file] = sha256(partial)
         calibrations = [one for one in manifest.calibrations if one not in replaced] + [calibration]
-        manifest = manifest.model_copy(update={"calibrations": calibrations, "files": files})
+        changed = {"format_version": FORMAT_VERSION, "calibrations": calibrations, "files": files}
+        manifest = manifest.model_copy(update=changed)
         _write(draft(MANIFEST), manifest)
     for file in stale - files.keys():
         (folder / file).unlink()

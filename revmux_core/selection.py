@@ -1,10 +1,10 @@
-"""Which cascade to certify: the cheapest over some of a width's points, with the better of two confidence scores."""
+"""Which cascade to certify: the cheapest over some of a width's points, with the best of the confidence scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -12,11 +12,22 @@ from torch import Tensor
 
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import certify, upper_bound
-from revmux_core.confidence import LEARNT, LearntConfidence, ScoreKind, kinds
+from revmux_core.confidence import (
+    LEARNT,
+    TEMPERED,
+    TOP_PROBABILITY,
+    Confidence,
+    LearntConfidence,
+    ScoreKind,
+    TemperedConfidence,
+    kinds,
+)
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import Problem
 
 _THRESHOLDS = 200
+_LEAST_OFF = 1e-6
+"""Logits: points that are off by less are as near to the plain path as each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,24 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """A cascade, its kind of score, the scores that were learnt for its points, and what it came to: the figures of
-    `manifest.CascadeEntry`."""
+    """A cascade, its kind of score, the scores of its points unless it is the problem's own, and what it came to:
+    `passed_on` and the other `figures` of `manifest.CascadeEntry`."""
 
     cascade: Cascade
     kind: ScoreKind
-    learnt: Mapping[OperatingPoint, LearntConfidence]
+    scores: Mapping[OperatingPoint, Confidence]
+    passed_on: tuple[float, ...]
     figures: Mapping[str, float]
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of the cascade's points in turn, where that is its kind of score."""
+        return tuple(score.temperature for score in self.scores.values() if isinstance(score, TemperedConfidence))
+
+    @property
+    def learnt(self) -> dict[OperatingPoint, LearntConfidence]:
+        """The scores that were learnt."""
+        return {point: score for point, score in self.scores.items() if isinstance(score, LearntConfidence)}
 
 
 def certify_chain(
@@ -59,21 +81,27 @@ def certify_chain(
     `learn` and `test` are the answers at each point, and at last on the plain path, on the texts that choose and on
     those that certify. None where every answer would have to be escalated.
     """
-    scores: dict[ScoreKind, np.ndarray] = {
-        kind: np.stack([_cross_fitted(seen) if kind == LEARNT else _by_itself(seen) for seen in learn[:-1]], axis=1)
-        for kind in kinds(learn[0].problem)
+    tempered = _tempered(points, learn)
+    sure: dict[ScoreKind, np.ndarray] = {
+        TOP_PROBABILITY: confidences(points, learn[:-1], {}),
+        TEMPERED: confidences(points, learn[:-1], tempered),
+        LEARNT: np.stack([_cross_fitted(seen) for seen in learn[:-1]], axis=1),
     }
     differing = differs(learn)
     steps, kind = min(
-        ((steps, kind) for steps in _choices(len(points)) for kind in scores),
-        key=lambda choice: _cost_at_target(points, num_layers, scores[choice[1]], differing, choice[0], target),
+        ((steps, kind) for steps in _choices(len(points)) for kind in kinds(learn[0].problem)),
+        key=lambda choice: _cost_at_target(points, num_layers, sure[choice[1]], differing, choice[0], target),
     )
     chain = tuple(points[step] for step in steps)
-    learnt = {points[step]: _fitted(learn[step]) for step in steps} if kind == LEARNT else {}
+    scores: dict[OperatingPoint, Confidence] = {}
+    if kind == TEMPERED:
+        scores = {point: tempered[point] for point in chain}
+    elif kind == LEARNT:
+        scores = {points[step]: _fitted(learn[step]) for step in steps}
     own = [test[step] for step in steps]
-    asked = confidences(chain, own, learnt)
+    asked = confidences(chain, own, scores)
     tested = differs([*own, test[-1]])
-    thresholds = _thresholds(scores[kind][:, steps])
+    thresholds = _thresholds(sure[kind][:, steps])
     cascades = [Cascade(chain, float(threshold), num_layers) for threshold in thresholds]
     wrong = np.stack([wrong_at(cascade.leaves_at(asked), tested) for cascade in cascades], axis=1)
     last = certify(wrong, target, confidence)
@@ -84,13 +112,16 @@ def certify_chain(
     escalated = float((leaves_at == len(chain)).mean())
     if escalated == 1:
         return None
+    reached = [int((leaves_at >= step).sum()) for step in range(len(chain) + 1)]
+    # What nothing reaches any more passes nothing on.
+    passed_on = tuple(after / max(before, 1) for before, after in pairwise(reached))
     figures = {
         "escalation_rate": escalated,
         "agreement": float(1 - wrong[:, last].mean()),
         "certified_agreement": 1 - upper_bound(int(wrong[:, last].sum()), len(wrong), confidence),
         "ideal_speedup": cascade.ideal_speedup(leaves_at),
     }
-    return Certified(cascade, kind, learnt, figures)
+    return Certified(cascade, kind, scores, passed_on, figures)
 
 
 def _choices(points: int) -> list[list[int]]:
@@ -118,15 +149,15 @@ def _cost_at_target(
 
 
 def confidences(
-    points: Sequence[OperatingPoint], seen: Sequence[Seen], learnt: Mapping[OperatingPoint, LearntConfidence]
+    points: Sequence[OperatingPoint], seen: Sequence[Seen], scores: Mapping[OperatingPoint, Confidence]
 ) -> np.ndarray:
-    """How sure each point is of each of its answers, `[n, len(points)]`."""
+    """How sure each point is of each of its answers, `[n, len(points)]`: by its score, or by the problem's own."""
     with torch.inference_mode():
         columns = [
-            learnt[point](one.pooled, one.logits).numpy() if point in learnt else _by_itself(one)
+            scores[point](one.pooled, one.logits) if point in scores else one.problem.confidence(one.logits)
             for point, one in zip(points, seen, strict=True)
         ]
-    return np.stack(columns, axis=1)
+    return torch.stack(columns, dim=1).numpy()
 
 
 def differs(seen: Sequence[Seen]) -> np.ndarray:
@@ -149,8 +180,18 @@ def _thresholds(scores: np.ndarray) -> np.ndarray:
     return np.unique(np.quantile(scores, np.linspace(0, 1, _THRESHOLDS), method="higher"))[::-1]
 
 
-def _by_itself(seen: Seen) -> np.ndarray:
-    return seen.problem.confidence(seen.logits).numpy()
+def _tempered(points: Sequence[OperatingPoint], seen: Sequence[Seen]) -> dict[OperatingPoint, TemperedConfidence]:
+    """Scores for points whose answers are `seen`, and at last the plain path's.
+
+    Temperatures are as far apart as the points are from the plain path, by the standard deviation of what their margins
+    (`Problem.evidence`) are off it, and 1 for the nearest. All texts tell that, not only the few that differ.
+    """
+    with torch.inference_mode():
+        margins = torch.stack([one.problem.evidence(one.logits)[0] for one in seen]).double()
+    off = (margins[:-1] - margins[-1]).std(dim=1, correction=0).clamp_min(_LEAST_OFF)
+    temperatures = (off / off.min()).tolist()
+    problem = seen[0].problem
+    return {point: TemperedConfidence(at, problem) for point, at in zip(points, temperatures, strict=True)}
 
 
 def _fitted(seen: Seen) -> LearntConfidence:

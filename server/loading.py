@@ -92,8 +92,7 @@ def load_model(
         served_points(chosen, layers),
         served_cascades(settings.choose_cascades(bundle.cascades())),
         costs={entry.width: 1 / entry.ideal_speedup for entry in manifest.cascades},
-        # As if every step passed on as many as the others.
-        passed={entry.width: entry.escalation_rate ** (1 / len(entry.points)) for entry in manifest.cascades},
+        passed={entry.width: entry.expected_on for entry in manifest.cascades},
     )
     classifier.executor.limit(menu.points)
     quality = _default_quality(settings, menu, manifest.name)

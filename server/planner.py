@@ -69,7 +69,7 @@ class Menu:
 
     Cascades of the widths in `suspended` are open to audited samples only. `costs` are what samples of a cascade's
     width are expected to cost, all its steps together, as shares of plain inference; one that is missing counts as its
-    first step. `passed` are the shares of samples that a step of such a cascade is expected to pass on, and
+    first step. `passed` are the shares of samples that the steps of such a cascade are expected to pass on, and
     `step_tokens` is what a step costs before its first sample, in tokens on the plain path.
     """
 
@@ -77,7 +77,7 @@ class Menu:
     cascades: tuple[Cascade, ...] = ()
     suspended: frozenset[int] = frozenset()
     costs: Mapping[int, float] = field(default_factory=dict)
-    passed: Mapping[int, float] = field(default_factory=dict)
+    passed: Mapping[int, Sequence[float]] = field(default_factory=dict)
     step_tokens: float = 0.0
 
     @property
@@ -125,8 +125,8 @@ class Menu:
         if passed is None or level == len(cascade.points):
             return 0.0
         point, layers = cascade.points[level], cascade.num_layers
-        saved = (1 - passed) * (layers - point.prefill) - len(point.upper) / point.width
-        later = self.gain(cascade, level + 1, passed * tokens)
+        saved = (1 - passed[level]) * (layers - point.prefill) - len(point.upper) / point.width
+        later = self.gain(cascade, level + 1, passed[level] * tokens)
         return tokens * saved / layers - self.step_tokens + max(later, 0.0)
 
     def cascade_from(self, point: OperatingPoint) -> Cascade | None:

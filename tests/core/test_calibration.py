@@ -10,16 +10,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from revmux_core.bundle import load_bundle
 from revmux_core.calibration import calibrate, validate
+from revmux_core.cascade import Cascade
 from revmux_core.certificate import CalibrationError, certify, samples_needed, upper_bound
-from revmux_core.confidence import LearntConfidence
+from revmux_core.confidence import LearntConfidence, TemperedConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.evaluation import evaluate_cascade, plain_answers
-from revmux_core.manifest import BundleError, record_calibration
+from revmux_core.manifest import BundleError, CascadeEntry, read_manifest, record_calibration
+from revmux_core.offline import answer_plan
+from revmux_core.plan import Group, MuxPlan
+from revmux_core.points import OperatingPoint
 from revmux_core.problems import SingleLabel
-from revmux_core.selection import wrong_at
+from revmux_core.selection import Seen, certify_chain, confidences, differs, wrong_at
 from tests.tiny import HIDDEN, random_samples
 
 
@@ -74,6 +79,55 @@ def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
     assert confidence.max() <= 1
 
 
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=20), st.floats(1, 100))
+def test_a_temperature_moves_a_points_confidences_against_those_of_others(margins: list[float], at: float) -> None:
+    """Within a point nothing changes places: probabilities fall towards even odds, all by the same factor."""
+    problem = SingleLabel(("a", "b"))
+    logits = torch.tensor([[0.0, margin] for margin in margins])
+    own, tempered = problem.confidence(logits), TemperedConfidence(at, problem)(torch.empty(0), logits)
+    assert (tempered <= own + 1e-6).all()
+    assert (tempered >= 0.5).all()
+    order = own.argsort()
+    assert (tempered[order].diff() >= 0).all()
+    moderate = own < 0.999
+    assert torch.allclose(tempered.logit()[moderate] * at, own.logit()[moderate], atol=2e-6 * at + 2e-3)
+
+
+def test_points_that_are_further_off_have_to_be_surer() -> None:
+    """The first exit is off the plain model's margins by 2 logits and the second by 0.25: one threshold for both as
+    they are costs more than at temperatures that are as far apart, and fresh texts agree as promised."""
+    rng = np.random.default_rng(0)
+    exits = [OperatingPoint(1, prefill, ()) for prefill in (2, 4)]
+
+    def seen(count: int) -> list[Seen]:
+        plain = 3 * rng.standard_normal(count)
+        made = []
+        for off in (2, 0.25, 0):
+            margin = plain + off * rng.standard_normal(count)
+            logits = torch.tensor(np.stack([-margin / 2, margin / 2], axis=1), dtype=torch.float32)
+            agrees = torch.from_numpy((margin > 0) == (plain > 0))
+            # Pooled states that say nothing, so that there is nothing to be learnt of them.
+            made.append(Seen(SingleLabel(("a", "b")), logits, torch.zeros(count, 1), agrees, agrees.float()))
+        return made
+
+    learn, test, fresh = seen(2000), seen(4000), seen(20000)
+    found = certify_chain(exits, 6, learn, test, 0.99, 0.95)
+    assert found is not None
+    assert found.kind == "tempered-probability"
+    # A margin that changes sides is off by less than its logits are.
+    assert found.temperatures == pytest.approx((7, 1), rel=0.1)
+    asked = confidences(exits, fresh[:-1], found.scores)
+    leaves_at = found.cascade.leaves_at(asked)
+    assert wrong_at(leaves_at, differs(fresh)).mean() < 0.01
+    reached = [(leaves_at >= step).mean() for step in range(3)]
+    assert found.passed_on == pytest.approx((reached[1], reached[2] / reached[1]), abs=0.03)
+    # As they are, with the lowest threshold that these very texts allow.
+    own = confidences(exits, fresh[:-1], {})
+    cascades = (Cascade(tuple(exits), float(at), 6) for at in np.quantile(own, np.linspace(1, 0, 200)))
+    kept = [c for c in cascades if wrong_at(c.leaves_at(own), differs(fresh)).mean() < 0.01]
+    assert found.cascade.ideal_speedup(leaves_at) > 1.1 * max(c.ideal_speedup(c.leaves_at(own)) for c in kept)
+
+
 def test_a_calibrated_bundle_keeps_its_promise(calibrated_path: Path) -> None:
     loaded = load_bundle(calibrated_path)
     calibration = loaded.manifest.calibration
@@ -112,9 +166,33 @@ def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp
     (path / learnt.files[name]).write_bytes(b"altered")
     with pytest.raises(BundleError, match="SHA-256"):
         load_bundle(path)
+    tempered = entry.model_copy(update={"score": "tempered-probability", "temperatures": (2.5,)})
+    record_calibration(path, calibration.model_copy(update={"cascades": [tempered]}), {})
+    again = load_bundle(path)
+    assert again.manifest.cascades == [tempered]
+    _, samples = random_samples(again, 5)
+    outcome = answer_plan(again.classifier, samples, MuxPlan((Group(again.point(name), tuple(range(5))),)), 0)
+    odds = again.classifier.backbone.problem.confidence(outcome.logits).logit()
+    assert torch.allclose(outcome.confidences, (odds / 2.5).sigmoid())
     plain = calibration.model_copy(update={"cascades": []})
     record_calibration(path, plain, {})
     assert not load_bundle(path).cascades()
+
+
+def test_a_cascade_has_a_temperature_for_every_point_where_it_is_tempered(calibrated_path: Path) -> None:
+    entry = read_manifest(calibrated_path).calibrations[0].cascades[0].model_dump()
+    for score, temperatures in (("tempered-probability", ()), ("top-probability", (1.0,)), ("learnt", (1.0, 2.0))):
+        with pytest.raises(ValidationError, match="temperatures"):
+            CascadeEntry.model_validate(entry | {"score": score, "temperatures": temperatures})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        CascadeEntry.model_validate(entry | {"score": "tempered-probability", "temperatures": (0.0,)})
+
+
+def test_steps_of_which_nothing_is_known_pass_on_as_much_as_each_other(calibrated_path: Path) -> None:
+    entry = read_manifest(calibrated_path).calibrations[0].cascades[0]
+    assert entry.expected_on == entry.passed_on == pytest.approx([entry.escalation_rate])
+    older = entry.model_copy(update={"points": ("n1-l1", "n1-l2"), "escalation_rate": 0.25, "passed_on": None})
+    assert older.expected_on == (0.5, 0.5)
 
 
 def test_too_little_text_says_how_much_is_needed(uncalibrated_path: Path) -> None:

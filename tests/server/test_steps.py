@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,18 +22,20 @@ CASCADE = Cascade(EXITS, 0.9, LAYERS)
 LENGTH = 20
 
 
-def menu(passed: float, step_tokens: float) -> Menu:
+def menu(passed: Sequence[float], step_tokens: float) -> Menu:
     return Menu((PLAIN,), (CASCADE,), passed={1: passed}, step_tokens=step_tokens)
 
 
-@given(st.integers(1, 2), st.floats(0, 1e4), st.floats(0, 1), st.floats(0, 1e3))
-def test_a_step_gains_what_running_it_saves_at_best(level: int, tokens: float, passed: float, step: float) -> None:
+@given(st.integers(1, 2), st.floats(0, 1e4), st.tuples(*[st.floats(0, 1)] * 3), st.floats(0, 1e3))
+def test_a_step_gains_what_running_it_saves_at_best(
+    level: int, tokens: float, passed: tuple[float, ...], step: float
+) -> None:
     def cost(exits: int) -> float:
         """Of so many exits from `level` on, and the plain path for what they pass on, which begins once either way."""
         left, at, total = tokens, EXITS[level - 1].prefill, 0.0
-        for point in EXITS[level : level + exits]:
+        for point, share in list(zip(EXITS, passed, strict=True))[level : level + exits]:
             total += step + left * (point.prefill - at) / LAYERS
-            left, at = left * passed, point.prefill
+            left, at = left * share, point.prefill
         return total + left * (LAYERS - at) / LAYERS
 
     best = min(cost(exits) for exits in range(1, len(EXITS) - level + 1))
@@ -48,7 +52,7 @@ def test_too_few_go_straight_to_the_plain_path(texts: int, points: tuple[Operati
     steps = Steps(
         [Waiting(LENGTH, guaranteed=True)] * texts,
         MuxPlan((Group(EXITS[0], tuple(range(texts))),)),
-        menu(0.5, 20),
+        menu([0.5] * 3, 20),
     )
     ran = [EXITS[0]]
     after, unsure = steps.step, texts
