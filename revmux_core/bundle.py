@@ -222,10 +222,9 @@ def load_bundle(
                 score.load_state_dict(load_file(folder / file))
                 score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
-            for entry in manifest.cascades:
-                for name, at in zip(entry.points, entry.temperatures, strict=False):
-                    tempered = TemperedConfidence(at, backbone.problem)
-                    classifier.adapters_of(OperatingPoint.parse(name)).confidence = tempered
+            for name, temperature in manifest.calibration.temperatures.items():
+                tempered = TemperedConfidence(temperature, backbone.problem)
+                classifier.adapters_of(OperatingPoint.parse(name)).confidence = tempered
     except RevmuxError:
         raise
     except Exception as error:

@@ -131,6 +131,12 @@ class Calibration(BaseModel):
         folder = f"calibration/{self.backend}-{self.precision}"
         return {name: f"{folder}/{name}.safetensors" for name in names}
 
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Those of points whose confidence is tempered, by the points' names."""
+        tempered = [entry for entry in self.cascades if entry.score == TEMPERED]
+        return {name: at for entry in tempered for name, at in zip(entry.points, entry.temperatures, strict=True)}
+
     def of(self, points: Collection[str]) -> Self:
         """What this promises of cascades of no other than these points."""
         return self.model_copy(update={"cascades": [entry for entry in self.cascades if {*entry.points} <= {*points}]})
