@@ -25,8 +25,8 @@ class TemperedConfidence(nn.Module):
     """What `Problem.confidence` says, with its log-odds divided by a `temperature`.
 
     A cascade has one threshold, and its first points are further off the plain model than its last. At temperatures
-    that are as far apart as that, one threshold asks of each what its own error calls for: the demo's exits pass 8% on
-    to the plain path for 17% (`docs/performance/promise.md`). Source: temperature scaling (Guo et al., arXiv
+    that are as far apart as that, one threshold asks of each what its own error calls for: the demo's exits pass 10%
+    on to the plain path for 17% (`docs/performance/promise.md`). Source: temperature scaling (Guo et al., arXiv
     1706.04599), here to the plain model's answers in place of labels.
     """
 

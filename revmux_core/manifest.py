@@ -87,7 +87,7 @@ class CascadeEntry(BaseModel):
     threshold: float
     temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     escalation_rate: float
-    passed_on: tuple[float, ...] | None = None
+    passed_on: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     agreement: float
     certified_agreement: float
     ideal_speedup: float
@@ -97,14 +97,18 @@ class CascadeEntry(BaseModel):
         wanted = len(self.points) if self.score == TEMPERED else 0
         if len(self.temperatures) != wanted:
             raise ValueError(f"a cascade with the score {self.score} has {len(self.temperatures)} temperatures")
+        if self.passed_on is not None and len(self.passed_on) != len(self.points):
+            raise ValueError(f"a cascade of {len(self.points)} points says what {len(self.passed_on)} passed on")
         return self
 
     @property
     def expected_on(self) -> tuple[float, ...]:
         """The share that each point is expected to pass on: as much as the others where only what all of them passed on
         is known."""
+        if self.passed_on is not None:
+            return self.passed_on
         steps = len(self.points)
-        return self.passed_on or (self.escalation_rate ** (1 / steps),) * steps
+        return (self.escalation_rate ** (1 / steps),) * steps
 
 
 class Calibration(BaseModel):

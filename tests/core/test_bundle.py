@@ -137,7 +137,8 @@ def test_a_cascade_whose_points_cannot_run_is_refused(
     shutil.copytree(calibrated_path, folder)
     manifest = read_manifest(folder)
     (calibration,) = manifest.calibrations
-    cascade = calibration.cascades[0].model_copy(update={"points": points, "score": "top-probability"})
+    other = {"points": points, "score": "top-probability", "passed_on": None}
+    cascade = calibration.cascades[0].model_copy(update=other)
     write_manifest(
         folder, manifest.model_copy(update={"calibrations": [calibration.model_copy(update={"cascades": [cascade]})]})
     )

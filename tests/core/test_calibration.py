@@ -179,13 +179,15 @@ def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp
     assert not load_bundle(path).cascades()
 
 
-def test_a_cascade_has_a_temperature_for_every_point_where_it_is_tempered(calibrated_path: Path) -> None:
+def test_a_cascade_says_as_much_of_every_point(calibrated_path: Path) -> None:
     entry = read_manifest(calibrated_path).calibrations[0].cascades[0].model_dump()
     for score, temperatures in (("tempered-probability", ()), ("top-probability", (1.0,)), ("learnt", (1.0, 2.0))):
         with pytest.raises(ValidationError, match="temperatures"):
             CascadeEntry.model_validate(entry | {"score": score, "temperatures": temperatures})
     with pytest.raises(ValidationError, match="greater than 0"):
         CascadeEntry.model_validate(entry | {"score": "tempered-probability", "temperatures": (0.0,)})
+    with pytest.raises(ValidationError, match="1 points says what 2 passed on"):
+        CascadeEntry.model_validate(entry | {"passed_on": (0.5, 0.5)})
 
 
 def test_steps_of_which_nothing_is_known_pass_on_as_much_as_each_other(calibrated_path: Path) -> None:
