@@ -1,4 +1,4 @@
-"""How sure a point is of an answer: its probability, as it is or tempered, or a score learnt from what it has of it."""
+"""How sure a point is of an answer: its probability, as it is or tempered, or one learnt from demultiplexed states."""
 
 from __future__ import annotations
 
