@@ -39,7 +39,7 @@ from revmux_core.backends.select import use_backend
 from revmux_core.base_model import BaseModelError, find_base, sha256
 from revmux_core.cascade import Cascade, Quality
 from revmux_core.classifier import Adapters, MuxClassifier, make_adapters
-from revmux_core.confidence import LearntConfidence, TemperedConfidence
+from revmux_core.confidence import LearntConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import (
     PROMPT_FILE,
@@ -111,7 +111,7 @@ class Bundle:
         """All certified cascades, each with the ideal speed-up that it had when it was certified."""
         layers = self.classifier.backbone.num_layers
         return [
-            (Cascade(tuple(map(OperatingPoint.parse, entry.points)), entry.threshold, layers), entry.ideal_speedup)
+            (Cascade(tuple(map(OperatingPoint.parse, entry.points)), entry.thresholds, layers), entry.ideal_speedup)
             for entry in self.manifest.cascades
         ]
 
@@ -222,9 +222,6 @@ def load_bundle(
                 score.load_state_dict(load_file(folder / file))
                 score.to(next(classifier.parameters()))
                 classifier.adapters_of(OperatingPoint.parse(name)).confidence = score
-            for name, temperature in manifest.calibration.temperatures.items():
-                tempered = TemperedConfidence(temperature, backbone.problem)
-                classifier.adapters_of(OperatingPoint.parse(name)).confidence = tempered
     except RevmuxError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ from revmux_core.batch import cat_logits
 from revmux_core.bundle import Bundle
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import CalibrationError, samples_needed
-from revmux_core.confidence import Confidence, LearntConfidence
+from revmux_core.confidence import LearntConfidence
 from revmux_core.evaluation import plain_answers
 from revmux_core.manifest import Calibration, CascadeEntry
 from revmux_core.offline import BATCH_TOKENS, answer_plan
@@ -85,8 +85,7 @@ def calibrate(
                     width=width,
                     points=tuple(point.name for point in found.cascade.points),
                     score=found.kind,
-                    threshold=found.cascade.threshold,
-                    temperatures=found.temperatures,
+                    thresholds=found.cascade.thresholds,
                     passed_on=found.passed_on,
                     **found.figures,
                 )
@@ -176,7 +175,7 @@ def validate(
                 target,
                 each,
             )
-            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.scores, seen, plain, test))
+            tests.append((1.0, 1.0, 1.0) if found is None else _tested(found.cascade, found.learnt, seen, plain, test))
             progress(f"width {width}")
         agreement, escalated, ideal = np.array(tests).T
         rows.append(
@@ -194,14 +193,14 @@ def validate(
 
 def _tested(
     cascade: Cascade,
-    scores: Mapping[OperatingPoint, Confidence],
+    learnt: Mapping[OperatingPoint, LearntConfidence],
     seen: Mapping[OperatingPoint, Seen],
     plain: OperatingPoint,
     test: np.ndarray,
 ) -> tuple[float, float, float]:
     """Agreement, escalation rate and ideal speed-up of a cascade on the samples `test`."""
     own = [seen[point].take(test) for point in cascade.points]
-    leaves_at = cascade.leaves_at(confidences(cascade.points, own, scores))
+    leaves_at = cascade.leaves_at(confidences(cascade.points, own, learnt))
     wrong = wrong_at(leaves_at, differs([*own, seen[plain].take(test)]))
     escalated = float((leaves_at == len(cascade.points)).mean())
     return float(1 - wrong.mean()), escalated, cascade.ideal_speedup(leaves_at)

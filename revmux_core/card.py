@@ -13,7 +13,7 @@ import numpy as np
 from revmux_core.benchmark import Load, measure_speed
 from revmux_core.bundle import Bundle
 from revmux_core.evaluation import draws_at, evaluate, plain_answers
-from revmux_core.manifest import Calibration, CascadeEntry, Manifest, record_measurements
+from revmux_core.manifest import Calibration, Manifest, record_measurements
 from revmux_core.offline import BATCH_TOKENS
 from revmux_core.plan import Tokens
 from revmux_core.points import OperatingPoint
@@ -167,9 +167,9 @@ def _answers(manifest: Manifest) -> str:
 
 def _certified(calibration: Calibration, problem: Problem) -> list[str]:
     rows = [
-        f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {_score(entry)} | "
-        f"{entry.threshold:.3f} | {entry.escalation_rate:.1%} | {entry.agreement:.1%} | "
-        f"{entry.certified_agreement:.1%} | {entry.ideal_speedup:.2f} |"
+        f"| {entry.width} | {', '.join(f'`{name}`' for name in entry.points)} | {entry.score} | "
+        f"{', '.join(f'{threshold:.3f}' for threshold in entry.thresholds)} | {entry.escalation_rate:.1%} | "
+        f"{entry.agreement:.1%} | {entry.certified_agreement:.1%} | {entry.ideal_speedup:.2f} |"
         for entry in calibration.cascades
     ]
     return [
@@ -179,17 +179,12 @@ def _certified(calibration: Calibration, problem: Problem) -> list[str]:
         f"{problem.same}, on texts like {calibration.data} ({calibration.samples} samples, 30% to choose, 70% to "
         "certify) with random partners. What a point is not sure enough of goes on to the next, and plain in the end.",
         "",
-        "| texts a sequence | points in turn | confidence | threshold | escalated to plain | agreement seen | lower "
+        "| texts a sequence | points in turn | confidence | thresholds | escalated to plain | agreement seen | lower "
         "bound | ideal speed-up |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
     ]
-
-
-def _score(entry: CascadeEntry) -> str:
-    temperatures = ", ".join(f"{temperature:.2f}" for temperature in entry.temperatures)
-    return f"{entry.score}{temperatures and f' at {temperatures}'}"
 
 
 def _tuned(manifest: Manifest) -> str:

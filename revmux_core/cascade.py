@@ -21,14 +21,15 @@ Quality = Literal["exact", "guaranteed", "fast"]
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """`points` in turn; a sample leaves at the first whose confidence in it is at least `threshold`.
+    """`points` in turn; a sample leaves at the first whose confidence in it is at least its one of `thresholds`.
 
     Each point starts where the prefill of the one before it ended; what leaves at none of them runs plain from there.
-    Raises `RevmuxError` without points, for prefills that do not ascend, or for one that reaches the top.
+    Raises `RevmuxError` without points, for prefills that do not ascend, for one that reaches the top, or unless every
+    point has a threshold.
     """
 
     points: tuple[OperatingPoint, ...]
-    threshold: float
+    thresholds: tuple[float, ...]
     num_layers: int
 
     def __post_init__(self) -> None:
@@ -36,6 +37,8 @@ class Cascade:
         if not prefills or prefills != sorted(set(prefills)) or prefills[-1] >= self.num_layers:
             names = ", ".join(point.name for point in self.points)
             raise RevmuxError(f"a cascade needs points whose prefills ascend and end below the top, not ({names})")
+        if len(self.thresholds) != len(self.points):
+            raise RevmuxError(f"a cascade of {len(self.points)} points has {len(self.thresholds)} thresholds")
 
     @property
     def width(self) -> int:
@@ -52,7 +55,7 @@ class Cascade:
 
     def leaves_at(self, confidences: np.ndarray) -> np.ndarray:
         """The step `[S]` at which samples leave whose confidences at the points are `[S, len(points)]`."""
-        sure = confidences >= self.threshold
+        sure = confidences >= np.array(self.thresholds)
         return np.where(sure.any(axis=1), sure.argmax(axis=1), len(self.points))
 
     def ideal_costs(self) -> np.ndarray:
@@ -70,14 +73,14 @@ class Cascade:
 def cascade_at_speed(
     points: tuple[OperatingPoint, ...], num_layers: int, confidences: np.ndarray, ideal_speedup: float
 ) -> Cascade:
-    """The cascade with the highest threshold that still has this ideal speed-up on samples with these confidences,
-    `[S, len(points)]`. It needs neither labels nor the plain model's answers.
+    """The cascade with the highest threshold, one for all points, that still has this ideal speed-up on samples with
+    these confidences, `[S, len(points)]`. It needs neither labels nor the plain model's answers.
 
     Raises `RevmuxError` where no threshold is that fast.
     """
     thresholds = np.unique(confidences)[::-1]
     for threshold in (np.nextafter(np.float32(1), np.float32(2)), *thresholds):
-        cascade = Cascade(points, float(threshold), num_layers)
+        cascade = Cascade(points, (float(threshold),) * len(points), num_layers)
         if cascade.ideal_speedup(cascade.leaves_at(confidences)) >= ideal_speedup:
             return cascade
     raise RevmuxError(f"no threshold of this cascade gives an ideal speed-up of {ideal_speedup:g}")

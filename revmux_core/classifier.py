@@ -14,7 +14,7 @@ from revmux_core.backbones import Backbone
 from revmux_core.backends.base import Executor
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.batch import MuxBatch, Prefilled, Words
-from revmux_core.confidence import Confidence
+from revmux_core.confidence import LearntConfidence
 from revmux_core.deltas import DeltaLayers
 from revmux_core.multiplexing import Multiplexer
 from revmux_core.plan import Group
@@ -33,7 +33,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.multiplexer = multiplexer
         self.deltas = deltas
-        self.confidence: Confidence | None = None
+        self.confidence: LearntConfidence | None = None
 
     def layers(self, backbone: Backbone, point: OperatingPoint, lo: int, hi: int) -> Sequence[nn.Module]:
         """What runs on composites as layers `lo` to `hi - 1`, all of them upper layers of `point`."""
@@ -144,8 +144,8 @@ class MuxClassifier(nn.Module):
         )
 
     def _confidence(self, point: OperatingPoint, pooled: Tensor, logits: Tensor) -> Tensor:
-        score = None if point == self.plain else self.adapters_of(point).confidence
-        return self.backbone.problem.confidence(logits) if score is None else score(pooled, logits)
+        learnt = None if point == self.plain else self.adapters_of(point).confidence
+        return self.backbone.problem.confidence(logits) if learnt is None else learnt(pooled, logits)
 
     def _tracks(self, batch: MuxBatch) -> list[_Track]:
         """The plan's groups, each with the states that it starts from."""

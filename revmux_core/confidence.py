@@ -1,4 +1,4 @@
-"""How sure a point is of an answer: its probability, as it is or tempered, or one learnt from demultiplexed states."""
+"""How sure a point is of an answer: its probability, or a score learnt from demultiplexed states."""
 
 from __future__ import annotations
 
@@ -10,34 +10,13 @@ from torch import Tensor, nn
 
 from revmux_core.problems import Problem
 
-ScoreKind = Literal["top-probability", "tempered-probability", "learnt"]
+ScoreKind = Literal["top-probability", "learnt"]
 TOP_PROBABILITY: ScoreKind = "top-probability"
-TEMPERED: ScoreKind = "tempered-probability"
 LEARNT: ScoreKind = "learnt"
-"""By name in manifests: what `Problem.confidence` says, which for one label is the top probability; the same at a
-temperature for every point; or a score."""
+"""By name in manifests: what `Problem.confidence` says, which for one label is the top probability, or a score."""
 
 _WEIGHT_DECAY = 1.0
 _STEPS = 50
-
-
-class TemperedConfidence(nn.Module):
-    """What `Problem.confidence` says, with its log-odds divided by a `temperature`.
-
-    A cascade has one threshold, and its first points are further off the plain model than its last. At temperatures
-    that are as far apart as that, one threshold asks of each what its own error calls for: the demo's exits pass 10%
-    on to the plain path for 17% (`docs/performance/promise.md`). Source: temperature scaling (Guo et al., arXiv
-    1706.04599), here to the plain model's answers in place of labels.
-    """
-
-    def __init__(self, temperature: float, problem: Problem) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self._problem = problem
-
-    def forward(self, pooled: Tensor, logits: Tensor) -> Tensor:
-        """Logits `[S, C]` to confidences `[S]`; pooled states are not read."""
-        return (self._problem.confidence(logits).logit() / self.temperature).sigmoid()
 
 
 class LearntConfidence(nn.Module):
@@ -91,10 +70,6 @@ class LearntConfidence(nn.Module):
         return torch.cat([pooled.float(), evidence], dim=-1)
 
 
-Confidence = TemperedConfidence | LearntConfidence
-"""A score that a point has in place of `Problem.confidence`."""
-
-
 def kinds(problem: Problem) -> list[ScoreKind]:
     """The scores that there are for a problem: a number alone says nothing of how sure it is."""
-    return [TOP_PROBABILITY, TEMPERED, LEARNT] if problem.has_confidence else [LEARNT]
+    return [TOP_PROBABILITY, LEARNT] if problem.has_confidence else [LEARNT]

@@ -152,7 +152,7 @@ class CascadeEvaluation:
 
     width: int
     points: tuple[str, ...]
-    threshold: float
+    thresholds: tuple[float, ...]
     samples: int
     draws: int
     metrics: Mapping[str, float | None]
@@ -201,7 +201,7 @@ def evaluate_cascade(
     return CascadeEvaluation(
         width=cascade.width,
         points=tuple(point.name for point in cascade.points),
-        threshold=cascade.threshold,
+        thresholds=cascade.thresholds,
         samples=len(samples),
         draws=draws,
         metrics=_metrics(problem, answers, reference, targets),

@@ -64,7 +64,8 @@ def search_partners(
             answers = problem.decide(outcome.logits[rows].float().cpu().numpy())
             differs[number, batch] = torch.from_numpy(~problem.agree(answers, reference[batch]))
             if cascade is not None:
-                let_out[number, batch] = outcome.confidences[rows].cpu() >= cascade.threshold
+                threshold = cascade.thresholds[cascade.points.index(point)]
+                let_out[number, batch] = outcome.confidences[rows].cpu() >= threshold
         progress()
     return HostileReport(
         point=point.name,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,15 +18,15 @@ from torch import Tensor
 from revmux_core.backends import BackendName
 from revmux_core.base_model import sha256
 from revmux_core.cascade import Cascade
-from revmux_core.confidence import LEARNT, TEMPERED, ScoreKind
+from revmux_core.confidence import LEARNT, TOP_PROBABILITY, ScoreKind
 from revmux_core.errors import RevmuxError
 from revmux_core.multiplexing import DEFAULT_METHOD, METHODS
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import Problem, ProblemType, make_problem
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version 1 had at most one calibration, made by PyTorch in float32; until version 2 all answers were single labels;
-until version 3 no confidence was tempered."""
+until version 4 a cascade had one threshold."""
 MANIFEST = "bundle.json"
 BUILT_IN = Path(__file__).parent / "bundles"
 PROMPT_FILE = "task/prompt.safetensors"
@@ -75,28 +76,50 @@ class PointEntry(BaseModel):
         return method
 
 
+class _OneThreshold(BaseModel):
+    """What a cascade had in place of `thresholds` until version 4: one, in version 4 of log-odds that were divided by a
+    temperature for each point where it has `temperatures`."""
+
+    points: tuple[str, ...]
+    threshold: float
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        if not self.temperatures:
+            return (self.threshold,) * len(self.points)
+        odds = torch.tensor(self.threshold, dtype=torch.double).logit()
+        return tuple((odds * torch.tensor(self.temperatures)).sigmoid().tolist())
+
+
 class CascadeEntry(BaseModel):
-    """A certified cascade: at what `threshold` its `points` pass an answer on, and what that came to on the texts that
-    certified it. `certified_agreement` is the lower confidence bound; `score` says what a point's confidence is, at
-    which of the `temperatures` where it is tempered; `passed_on` is the share that each point passed on of what came
-    to it, which calibrations of before version 4 lack."""
+    """A certified cascade: from which of the `thresholds` on each of its `points` answers, and what that came to on the
+    texts that certified it. `certified_agreement` is the lower confidence bound; `score` says what a point's
+    confidence is; `passed_on` is the share that each point passed on of what came to it, which calibrations of before
+    version 4 lack."""
 
     width: int
     points: tuple[str, ...]
     score: ScoreKind
-    threshold: float
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    thresholds: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
     escalation_rate: float
     passed_on: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     agreement: float
     certified_agreement: float
     ideal_speedup: float
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_4(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "threshold" not in content:
+            return content
+        rest = {key: value for key, value in content.items() if key not in ("threshold", "temperatures")}
+        if rest.get("score") == "tempered-probability":
+            rest["score"] = TOP_PROBABILITY
+        return rest | {"thresholds": _OneThreshold.model_validate(content).thresholds}
+
     @model_validator(mode="after")
     def _one_for_each_point(self) -> Self:
-        wanted = len(self.points) if self.score == TEMPERED else 0
-        if len(self.temperatures) != wanted:
-            raise ValueError(f"a cascade with the score {self.score} has {len(self.temperatures)} temperatures")
         if self.passed_on is not None and len(self.passed_on) != len(self.points):
             raise ValueError(f"a cascade of {len(self.points)} points says what {len(self.passed_on)} passed on")
         return self
@@ -134,12 +157,6 @@ class Calibration(BaseModel):
         names = [name for entry in self.cascades if entry.score == LEARNT for name in entry.points]
         folder = f"calibration/{self.backend}-{self.precision}"
         return {name: f"{folder}/{name}.safetensors" for name in names}
-
-    @property
-    def temperatures(self) -> dict[str, float]:
-        """Those of points whose confidence is tempered, by the points' names."""
-        tempered = [entry for entry in self.cascades if entry.score == TEMPERED]
-        return {name: at for entry in tempered for name, at in zip(entry.points, entry.temperatures, strict=True)}
 
     def of(self, points: Collection[str]) -> Self:
         """What this promises of cascades of no other than these points."""
@@ -189,7 +206,7 @@ class Manifest(BaseModel):
             _ = self.problem
             for entry in (entry for calibration in self.calibrations for entry in calibration.cascades):
                 points = tuple(map(OperatingPoint.parse, entry.points))
-                Cascade(points, entry.threshold, self.num_layers)
+                Cascade(points, entry.thresholds, self.num_layers)
                 for point in points:
                     if point not in own:
                         raise BundleError(f"a cascade has the point {point.name}, which has no adapters")

@@ -101,11 +101,12 @@ def run_cascade(
         """Answers the samples `waiting`, which are called `names` outside."""
         last = number == len(cascade.points)
         point = classifier.plain if last else cascade.points[number]
+        least = 0.0 if last else cascade.thresholds[number]
         lengths = [len(sample) for sample in waiting]
         for indices, plan in plan_batches(lengths, point, classifier.plain, max_tokens, cascade.start(number)):
             outcome = answer_plan(classifier, [waiting[i] for i in indices], plan, pad_id)
             rows = outcome.logits.float().cpu()
-            sure = (outcome.confidences >= cascade.threshold).tolist()
+            sure = (outcome.confidences >= least).tolist()
             unsure, unsure_names = [], []
             for group in plan.groups:
                 for position, member in enumerate(group.members):

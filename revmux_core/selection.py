@@ -1,4 +1,5 @@
-"""Which cascade to certify: the cheapest over some of a width's points, with the best of the confidence scores."""
+"""Which cascade to certify: the cheapest over some of a width's points, by the better of two confidence scores and with
+the better spacing of its thresholds."""
 
 from __future__ import annotations
 
@@ -12,20 +13,11 @@ from torch import Tensor
 
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import certify, upper_bound
-from revmux_core.confidence import (
-    LEARNT,
-    TEMPERED,
-    TOP_PROBABILITY,
-    Confidence,
-    LearntConfidence,
-    ScoreKind,
-    TemperedConfidence,
-    kinds,
-)
+from revmux_core.confidence import LEARNT, LearntConfidence, ScoreKind, kinds
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import Problem
 
-_THRESHOLDS = 200
+_LEVELS = 200
 _LEAST_OFF = 1e-6
 """Logits: points that are off by less are as near to the plain path as each other."""
 
@@ -48,24 +40,28 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """A cascade, its kind of score, the scores of its points unless it is the problem's own, and what it came to:
-    `passed_on` and the other `figures` of `manifest.CascadeEntry`."""
+    """A cascade, its kind of score, the scores that were learnt for its points, and what it came to: `passed_on` and
+    the other `figures` of `manifest.CascadeEntry`."""
 
     cascade: Cascade
     kind: ScoreKind
-    scores: Mapping[OperatingPoint, Confidence]
+    learnt: Mapping[OperatingPoint, LearntConfidence]
     passed_on: tuple[float, ...]
     figures: Mapping[str, float]
 
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Of the cascade's points in turn, where that is its kind of score."""
-        return tuple(score.temperature for score in self.scores.values() if isinstance(score, TemperedConfidence))
 
-    @property
-    def learnt(self) -> dict[OperatingPoint, LearntConfidence]:
-        """The scores that were learnt."""
-        return {point: score for point, score in self.scores.items() if isinstance(score, LearntConfidence)}
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """A way to tell who leaves: the kind of score, how sure each point is by it of the texts that choose
+    `[n, points]`, and the points' temperatures `[points]`, see `ladder`."""
+
+    kind: ScoreKind
+    sure: np.ndarray
+    temperatures: np.ndarray
+
+    def of(self, steps: Sequence[int]) -> _Way:
+        """The same for some of the points."""
+        return _Way(self.kind, self.sure[:, steps], self.temperatures[steps])
 
 
 def certify_chain(
@@ -76,33 +72,23 @@ def certify_chain(
     target: float,
     confidence: float,
 ) -> Certified | None:
-    """The cheapest cascade over some of `points`, with the lowest threshold whose promise holds.
+    """The cheapest cascade over some of `points`, with the lowest thresholds whose promise holds.
 
     `learn` and `test` are the answers at each point, and at last on the plain path, on the texts that choose and on
     those that certify. None where every answer would have to be escalated.
     """
-    tempered = _tempered(points, learn)
-    sure: dict[ScoreKind, np.ndarray] = {
-        TOP_PROBABILITY: confidences(points, learn[:-1], {}),
-        TEMPERED: confidences(points, learn[:-1], tempered),
-        LEARNT: np.stack([_cross_fitted(seen) for seen in learn[:-1]], axis=1),
-    }
     differing = differs(learn)
-    steps, kind = min(
-        ((steps, kind) for steps in _choices(len(points)) for kind in kinds(learn[0].problem)),
-        key=lambda choice: _cost_at_target(points, num_layers, sure[choice[1]], differing, choice[0], target),
+    ways = _ways(points, learn)
+    steps, way = min(
+        ((steps, way.of(steps)) for steps in _choices(len(points)) for way in ways),
+        key=lambda choice: _cost_at_target(points, num_layers, choice[1], differing, choice[0], target),
     )
     chain = tuple(points[step] for step in steps)
-    scores: dict[OperatingPoint, Confidence] = {}
-    if kind == TEMPERED:
-        scores = {point: tempered[point] for point in chain}
-    elif kind == LEARNT:
-        scores = {points[step]: _fitted(learn[step]) for step in steps}
+    learnt = {points[step]: _fitted(learn[step]) for step in steps} if way.kind == LEARNT else {}
     own = [test[step] for step in steps]
-    asked = confidences(chain, own, scores)
+    asked = confidences(chain, own, learnt)
     tested = differs([*own, test[-1]])
-    thresholds = _thresholds(sure[kind][:, steps])
-    cascades = [Cascade(chain, float(threshold), num_layers) for threshold in thresholds]
+    cascades = [Cascade(chain, thresholds, num_layers) for thresholds in ladder(way.sure, way.temperatures)]
     wrong = np.stack([wrong_at(cascade.leaves_at(asked), tested) for cascade in cascades], axis=1)
     last = certify(wrong, target, confidence)
     if last is None:
@@ -121,7 +107,7 @@ def certify_chain(
         "certified_agreement": 1 - upper_bound(int(wrong[:, last].sum()), len(wrong), confidence),
         "ideal_speedup": cascade.ideal_speedup(leaves_at),
     }
-    return Certified(cascade, kind, scores, passed_on, figures)
+    return Certified(cascade, way.kind, learnt, passed_on, figures)
 
 
 def _choices(points: int) -> list[list[int]]:
@@ -131,17 +117,17 @@ def _choices(points: int) -> list[list[int]]:
 def _cost_at_target(
     points: Sequence[OperatingPoint],
     num_layers: int,
-    scores: np.ndarray,
+    way: _Way,
     differing: np.ndarray,
     steps: list[int],
     target: float,
 ) -> float:
-    """Ideal cost of the cascade over `steps` at the lowest threshold that keeps the target on these samples."""
+    """Ideal cost of the cascade over `steps` at the lowest thresholds that keep the target on these samples."""
     chain = tuple(points[step] for step in steps)
     cost = 1 + len(steps) * 1e-9
-    for threshold in _thresholds(scores[:, steps]):
-        cascade = Cascade(chain, float(threshold), num_layers)
-        leaves_at = cascade.leaves_at(scores[:, steps])
+    for thresholds in ladder(way.sure, way.temperatures):
+        cascade = Cascade(chain, thresholds, num_layers)
+        leaves_at = cascade.leaves_at(way.sure)
         if wrong_at(leaves_at, differing[:, [*steps, -1]]).mean() > 1 - target:
             break
         cost = 1 / cascade.ideal_speedup(leaves_at)
@@ -149,12 +135,12 @@ def _cost_at_target(
 
 
 def confidences(
-    points: Sequence[OperatingPoint], seen: Sequence[Seen], scores: Mapping[OperatingPoint, Confidence]
+    points: Sequence[OperatingPoint], seen: Sequence[Seen], learnt: Mapping[OperatingPoint, LearntConfidence]
 ) -> np.ndarray:
-    """How sure each point is of each of its answers, `[n, len(points)]`: by its score, or by the problem's own."""
+    """How sure each point is of each of its answers, `[n, len(points)]`: by its learnt score, or by the problem's."""
     with torch.inference_mode():
         columns = [
-            scores[point](one.pooled, one.logits) if point in scores else one.problem.confidence(one.logits)
+            learnt[point](one.pooled, one.logits) if point in learnt else one.problem.confidence(one.logits)
             for point, one in zip(points, seen, strict=True)
         ]
     return torch.stack(columns, dim=1).numpy()
@@ -175,23 +161,45 @@ def wrong_at(leaves_at: np.ndarray, differing: np.ndarray) -> np.ndarray:
     return differing[np.arange(len(differing)), leaves_at] | ((leaves_at > 0) & differing[:, -1])
 
 
-def _thresholds(scores: np.ndarray) -> np.ndarray:
-    """Thresholds to try, from the strictest down: evenly spread over the ranks of all scores."""
-    return np.unique(np.quantile(scores, np.linspace(0, 1, _THRESHOLDS), method="higher"))[::-1]
+def _ways(points: Sequence[OperatingPoint], learn: Sequence[Seen]) -> list[_Way]:
+    """By what the problem says with one threshold for all points, or with thresholds as far apart as the points'
+    temperatures; or by a learnt score with one threshold."""
+    alike = np.ones(len(points))
+    ways = []
+    for kind in kinds(learn[0].problem):
+        if kind == LEARNT:
+            ways.append(_Way(kind, np.stack([_cross_fitted(seen) for seen in learn[:-1]], axis=1), alike))
+        else:
+            own = confidences(points, learn[:-1], {})
+            ways += [_Way(kind, own, alike), _Way(kind, own, _temperatures(learn))]
+    return ways
 
 
-def _tempered(points: Sequence[OperatingPoint], seen: Sequence[Seen]) -> dict[OperatingPoint, TemperedConfidence]:
-    """Scores for points whose answers are `seen`, and at last the plain path's.
+def ladder(sure: np.ndarray, temperatures: np.ndarray) -> list[tuple[float, ...]]:
+    """Thresholds of all points to try, from the strictest down, for scores `sure` `[n, points]`.
 
-    Temperatures are as far apart as the points are from the plain path, by the standard deviation of what their margins
-    (`Problem.evidence`) are off it, and 1 for the nearest. All texts tell that, not only the few that differ.
+    The log-odds of each, divided by its point's of `temperatures` `[points]`, are alike: a level. Levels are spread
+    evenly over the ranks of all scores so divided.
+    """
+    odds = torch.from_numpy(sure).double().logit().numpy() / temperatures
+    levels = np.unique(np.quantile(odds, np.linspace(0, 1, _LEVELS), method="higher"))[::-1]
+    # In the precision of scores, so that a text with just that score reaches it.
+    thresholds = torch.from_numpy(np.outer(levels, temperatures)).sigmoid().float()
+    return list(map(tuple, thresholds.tolist()))
+
+
+def _temperatures(seen: Sequence[Seen]) -> np.ndarray:
+    """How far each point is from the plain path, whose answers are the last of `seen`, relative to the nearest.
+
+    That is the standard deviation of what its margins (`Problem.evidence`) are off the plain path's: all texts tell it,
+    not only the few that differ. One threshold for all asks too little of points that are further off: the demo's exits
+    pass 10% on to the plain path in place of 17% since theirs are apart (`docs/performance/promise.md`). Source:
+    temperature scaling (Guo et al., arXiv 1706.04599), here to the plain model's answers in place of labels.
     """
     with torch.inference_mode():
         margins = torch.stack([one.problem.evidence(one.logits)[0] for one in seen]).double()
     off = (margins[:-1] - margins[-1]).std(dim=1, correction=0).clamp_min(_LEAST_OFF)
-    temperatures = (off / off.min()).tolist()
-    problem = seen[0].problem
-    return {point: TemperedConfidence(at, problem) for point, at in zip(points, temperatures, strict=True)}
+    return (off / off.min()).numpy()
 
 
 def _fitted(seen: Seen) -> LearntConfidence:

@@ -26,7 +26,7 @@ class ServedCascade(msgspec.Struct, frozen=True):
     width: int
     points: list[str]
     score: str
-    threshold: float
+    thresholds: list[float]
     predicted_escalation_rate: float
     ideal_speedup: float
 

@@ -153,7 +153,7 @@ def _describe(bundle: Bundle, menu: Menu, quality: Quality, max_batch_tokens: in
             width=entry.width,
             points=list(entry.points),
             score=entry.score,
-            threshold=entry.threshold,
+            thresholds=list(entry.thresholds),
             predicted_escalation_rate=entry.escalation_rate,
             ideal_speedup=entry.ideal_speedup,
         )

@@ -249,7 +249,7 @@ class CertifiedCascade(BaseModel):
     width: int
     points: list[str]
     score: str
-    threshold: float
+    thresholds: list[float] = Field(description="How sure each point must be of an answer.")
     predicted_escalation_rate: float
     realised_escalation_rate: float | None = Field(description="Since the start; null before the first answer.")
     ideal_speedup: float

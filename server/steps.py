@@ -79,13 +79,12 @@ class Steps:
             self.suspects |= {self.step.members[member] for member in suspects}
         unsure: dict[tuple[Cascade, int], list[int]] = {}
         for number, confidence in zip(self.step.members, confidences, strict=True):
-            cascade = self.cascades[number]
-            if cascade is None or self.points[number] == self._menu.plain or confidence >= cascade.threshold:
+            cascade, point = self.cascades[number], self.points[number]
+            if cascade is None or point == self._menu.plain or number in self.suspects:
                 continue
-            if number in self.suspects:
-                continue
-            level = cascade.points.index(self.points[number]) + 1
-            unsure.setdefault((cascade, level), []).append(number)
+            step = cascade.points.index(point)
+            if confidence < cascade.thresholds[step]:
+                unsure.setdefault((cascade, step + 1), []).append(number)
         onward: list[_Escalated] = []
         numbers: list[int] = []
         for (cascade, level), own in unsure.items():

@@ -16,8 +16,7 @@ ODD: tuple[Any, ...] = (
     *("auto_map", {"AutoConfig": "code.Config", "AutoTokenizer": ["code.Slow", "code.Fast"]}),
     # What such files say elsewhere.
     *("F32", "F16", "BF16", "F64", "I64", "I8", "BOOL", "F8_E4M3", "U64", "bert", "llama", "t5", "mistral", "electra"),
-    *("early-exit", "revmux", "datamux", "mux-plm", "token-pool", "openvino", "float32"),
-    *("top-probability", "tempered-probability", "learnt"),
+    *("early-exit", "revmux", "datamux", "mux-plm", "token-pool", "learnt", "top-probability", "openvino", "float32"),
     *("regression", "multi_label_classification", "token_classification", "single_label_classification"),
     *("n1-l2", "n2-l2-u2.3", "n9999-l0-u1"),
 )

@@ -336,7 +336,7 @@ def _measure_cascade(
         "samples": len(samples),
         "draws": 1,
         "escalated": float((left_at == len(points)).mean()),
-        "thresholds": [cascade.threshold for cascade in cascades],
+        "thresholds": [cascade.thresholds[0] for cascade in cascades],
         "speedup": speedup_over(partial(_run_plain, task), timed, _ROUNDS),
         "ideal_speedup": cascades[0].ideal_speedup(left_at),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -16,15 +17,13 @@ from revmux_core.bundle import load_bundle
 from revmux_core.calibration import calibrate, validate
 from revmux_core.cascade import Cascade
 from revmux_core.certificate import CalibrationError, certify, samples_needed, upper_bound
-from revmux_core.confidence import LearntConfidence, TemperedConfidence
+from revmux_core.confidence import LearntConfidence
 from revmux_core.errors import RevmuxError
 from revmux_core.evaluation import evaluate_cascade, plain_answers
 from revmux_core.manifest import BundleError, CascadeEntry, read_manifest, record_calibration
-from revmux_core.offline import answer_plan
-from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from revmux_core.problems import SingleLabel
-from revmux_core.selection import Seen, certify_chain, confidences, differs, wrong_at
+from revmux_core.selection import Seen, certify_chain, confidences, differs, ladder, wrong_at
 from tests.tiny import HIDDEN, random_samples
 
 
@@ -79,23 +78,27 @@ def test_a_learnt_score_finds_what_the_top_probability_does_not_show() -> None:
     assert confidence.max() <= 1
 
 
-@given(st.lists(st.floats(-30, 30), min_size=2, max_size=20), st.floats(1, 100))
-def test_a_temperature_moves_a_points_confidences_against_those_of_others(margins: list[float], at: float) -> None:
-    """Within a point nothing changes places: probabilities fall towards even odds, all by the same factor."""
-    problem = SingleLabel(("a", "b"))
-    logits = torch.tensor([[0.0, margin] for margin in margins])
-    own, tempered = problem.confidence(logits), TemperedConfidence(at, problem)(torch.empty(0), logits)
-    assert (tempered <= own + 1e-6).all()
-    assert (tempered >= 0.5).all()
-    order = own.argsort()
-    assert (tempered[order].diff() >= 0).all()
-    moderate = own < 0.999
-    assert torch.allclose(tempered.logit()[moderate] * at, own.logit()[moderate], atol=2e-6 * at + 2e-3)
+@given(
+    st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)), min_size=1, max_size=20), st.floats(1, 50)
+)
+def test_a_ladder_begins_with_the_surest_and_ends_with_all(rows: list[tuple[float, float]], further: float) -> None:
+    """No threshold rises, each asks the first point for odds to the power of what the second is asked for, and where
+    both are alike all are scores that some text has."""
+    sure = np.array(rows, dtype=np.float32)
+    thresholds = np.array(ladder(sure, np.array([further, 1.0])))
+    assert (np.diff(thresholds, axis=0) <= 0).all()
+    first, second = torch.from_numpy(thresholds).logit().T
+    inside = (first.abs() < 10) & (second.abs() < 10)
+    torch.testing.assert_close(first[inside], further * second[inside], atol=1e-2, rtol=0)
+    assert (sure >= thresholds[-1]).any(axis=1).all()
+    alike = np.array(ladder(sure, np.ones(2)))
+    assert set(alike.ravel().tolist()) <= set(sure.ravel().tolist())
+    assert alike[0].tolist() == [sure.max()] * 2
 
 
 def test_points_that_are_further_off_have_to_be_surer() -> None:
-    """The first exit is off the plain model's margins by 2 logits and the second by 0.25: one threshold for both as
-    they are costs more than at temperatures that are as far apart, and fresh texts agree as promised."""
+    """The first exit is off the plain model's margins by 2 logits and the second by 0.25: one threshold for both costs
+    more than two that are as far apart, and fresh texts agree as promised."""
     rng = np.random.default_rng(0)
     exits = [OperatingPoint(1, prefill, ()) for prefill in (2, 4)]
 
@@ -113,17 +116,17 @@ def test_points_that_are_further_off_have_to_be_surer() -> None:
     learn, test, fresh = seen(2000), seen(4000), seen(20000)
     found = certify_chain(exits, 6, learn, test, 0.99, 0.95)
     assert found is not None
-    assert found.kind == "tempered-probability"
+    assert found.kind == "top-probability"
+    first, second = torch.tensor(found.cascade.thresholds).logit()
     # A margin that changes sides is off by less than its logits are.
-    assert found.temperatures == pytest.approx((7, 1), rel=0.1)
-    asked = confidences(exits, fresh[:-1], found.scores)
-    leaves_at = found.cascade.leaves_at(asked)
+    assert float(first / second) == pytest.approx(7, rel=0.1)
+    own = confidences(exits, fresh[:-1], {})
+    leaves_at = found.cascade.leaves_at(own)
     assert wrong_at(leaves_at, differs(fresh)).mean() < 0.01
     reached = [(leaves_at >= step).mean() for step in range(3)]
     assert found.passed_on == pytest.approx((reached[1], reached[2] / reached[1]), abs=0.03)
-    # As they are, with the lowest threshold that these very texts allow.
-    own = confidences(exits, fresh[:-1], {})
-    cascades = (Cascade(tuple(exits), float(at), 6) for at in np.quantile(own, np.linspace(1, 0, 200)))
+    # One for both, the lowest that these very texts allow.
+    cascades = (Cascade(tuple(exits), (float(at),) * 2, 6) for at in np.quantile(own, np.linspace(1, 0, 200)))
     kept = [c for c in cascades if wrong_at(c.leaves_at(own), differs(fresh)).mean() < 0.01]
     assert found.cascade.ideal_speedup(leaves_at) > 1.1 * max(c.ideal_speedup(c.leaves_at(own)) for c in kept)
 
@@ -166,14 +169,6 @@ def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp
     (path / learnt.files[name]).write_bytes(b"altered")
     with pytest.raises(BundleError, match="SHA-256"):
         load_bundle(path)
-    tempered = entry.model_copy(update={"score": "tempered-probability", "temperatures": (2.5,)})
-    record_calibration(path, calibration.model_copy(update={"cascades": [tempered]}), {})
-    again = load_bundle(path)
-    assert again.manifest.cascades == [tempered]
-    _, samples = random_samples(again, 5)
-    outcome = answer_plan(again.classifier, samples, MuxPlan((Group(again.point(name), tuple(range(5))),)), 0)
-    odds = again.classifier.backbone.problem.confidence(outcome.logits).logit()
-    assert torch.allclose(outcome.confidences, (odds / 2.5).sigmoid())
     plain = calibration.model_copy(update={"cascades": []})
     record_calibration(path, plain, {})
     assert not load_bundle(path).cascades()
@@ -181,13 +176,25 @@ def test_a_new_calibration_takes_the_place_of_the_old(calibrated_path: Path, tmp
 
 def test_a_cascade_says_as_much_of_every_point(calibrated_path: Path) -> None:
     entry = read_manifest(calibrated_path).calibrations[0].cascades[0].model_dump()
-    for score, temperatures in (("tempered-probability", ()), ("top-probability", (1.0,)), ("learnt", (1.0, 2.0))):
-        with pytest.raises(ValidationError, match="temperatures"):
-            CascadeEntry.model_validate(entry | {"score": score, "temperatures": temperatures})
-    with pytest.raises(ValidationError, match="greater than 0"):
-        CascadeEntry.model_validate(entry | {"score": "tempered-probability", "temperatures": (0.0,)})
     with pytest.raises(ValidationError, match="1 points says what 2 passed on"):
         CascadeEntry.model_validate(entry | {"passed_on": (0.5, 0.5)})
+    with pytest.raises(ValidationError, match="finite number"):
+        CascadeEntry.model_validate(entry | {"thresholds": (float("nan"),)})
+
+
+def test_a_cascade_of_one_threshold_asks_the_same_as_ever(calibrated_path: Path) -> None:
+    """Until version 4 there was one, in version 4 of log-odds that temperatures divided for some."""
+    entry = read_manifest(calibrated_path).calibrations[0].cascades[0]
+    rest = entry.model_dump(exclude={"thresholds"}) | {"points": ("n1-l1", "n1-l2"), "passed_on": None}
+    old = CascadeEntry.model_validate(rest | {"threshold": 0.8, "temperatures": ()})
+    assert old.thresholds == (0.8, 0.8)
+    tempered = rest | {"score": "tempered-probability", "threshold": 0.8, "temperatures": (2.0, 1.0)}
+    # Odds of 4 to 1, so that those that were halved as logarithms were 16 to 1.
+    assert CascadeEntry.model_validate(tempered).thresholds == pytest.approx((16 / 17, 0.8))
+    assert CascadeEntry.model_validate(tempered).score == "top-probability"
+    for wrong in ({"threshold": 1.5}, {"temperatures": ("hot",)}, {"temperatures": (math.inf, 1.0), "threshold": 0.5}):
+        with pytest.raises(ValidationError, match=r"finite number|valid number"):
+            CascadeEntry.model_validate(tempered | wrong)
 
 
 def test_steps_of_which_nothing_is_known_pass_on_as_much_as_each_other(calibrated_path: Path) -> None:

@@ -73,17 +73,17 @@ def test_a_plan_starts_samples_where_they_stand(classifier: MuxClassifier) -> No
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12), quantile=st.floats(0, 1))
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12), quantiles=st.tuples(*[st.floats(0, 1)] * 2))
 def test_every_sample_leaves_at_the_first_point_that_is_sure(
-    classifier: MuxClassifier, lengths: list[int], quantile: float
+    classifier: MuxClassifier, lengths: list[int], quantiles: tuple[float, float]
 ) -> None:
     samples = tokens(*lengths)
     alone = [run_all(classifier, samples, point, 0, 512)[0] for point in (EXIT_1, EXIT_2, classifier.plain)]
     confidences = torch.stack([logits.softmax(-1).amax(-1) for logits in alone[:2]], dim=1).numpy()
     # Between two confidences, so that the last digits decide nothing.
     known = np.unique(np.append(confidences, [0, 1]))
-    cut = min(int(quantile * (len(known) - 1)), len(known) - 2)
-    cascade = Cascade((EXIT_1, EXIT_2), float((known[cut] + known[cut + 1]) / 2), LAYERS)
+    cuts = [min(int(quantile * (len(known) - 1)), len(known) - 2) for quantile in quantiles]
+    cascade = Cascade((EXIT_1, EXIT_2), tuple(float((known[cut] + known[cut + 1]) / 2) for cut in cuts), LAYERS)
     logits, left_at = run_cascade(classifier, samples, cascade, 0, 64)
     assert left_at == cascade.leaves_at(confidences).tolist()
     expected = torch.stack([alone[step][sample] for sample, step in enumerate(left_at)])
@@ -93,13 +93,13 @@ def test_every_sample_leaves_at_the_first_point_that_is_sure(
 def test_a_multiplexing_step_passes_on_what_it_is_not_sure_of(classifier: MuxClassifier) -> None:
     samples = tokens(5, 6, 7, 8, 9)
     plain, _ = run_all(classifier, samples, classifier.plain, 0, 512)
-    logits, left_at = run_cascade(classifier, samples, Cascade((EXIT_1, MUX), 1.1, LAYERS), 0, 512)
+    logits, left_at = run_cascade(classifier, samples, Cascade((EXIT_1, MUX), (1.1, 1.1), LAYERS), 0, 512)
     assert left_at == [2] * 5
     torch.testing.assert_close(logits, plain, atol=2e-5, rtol=1e-4)
 
 
 def test_costs_count_every_layer_once() -> None:
-    cascade = Cascade((EXIT_1, MUX), 0.9, LAYERS)
+    cascade = Cascade((EXIT_1, MUX), (0.9, 0.9), LAYERS)
     assert cascade.ideal_costs().tolist() == [1 / 4, (1 + 1 + 2 / 2) / 4, (1 + 1 + 2 / 2 + 2) / 4]
 
 
@@ -108,12 +108,15 @@ def test_the_threshold_is_the_highest_that_is_fast_enough(rows: list[tuple[float
     confidences = np.array(rows, dtype=np.float32)
     cascade = cascade_at_speed((EXIT_1, EXIT_2), LAYERS, confidences, speedup)
     assert cascade.ideal_speedup(cascade.leaves_at(confidences)) >= speedup
-    for higher in np.unique(confidences[confidences > cascade.threshold]):
-        slower = Cascade((EXIT_1, EXIT_2), float(higher), LAYERS)
+    (threshold,) = set(cascade.thresholds)
+    for higher in np.unique(confidences[confidences > threshold]):
+        slower = Cascade((EXIT_1, EXIT_2), (float(higher),) * 2, LAYERS)
         assert slower.ideal_speedup(slower.leaves_at(confidences)) < speedup
 
 
 def test_a_cascade_only_goes_up() -> None:
     for points in ((), (EXIT_2, EXIT_1), (EXIT_2, MUX), (OperatingPoint.plain(LAYERS),)):
         with pytest.raises(RevmuxError, match="prefills ascend"):
-            Cascade(points, 0.9, LAYERS)
+            Cascade(points, (0.9,) * len(points), LAYERS)
+    with pytest.raises(RevmuxError, match="a cascade of 2 points has 1 thresholds"):
+        Cascade((EXIT_1, EXIT_2), (0.9,), LAYERS)

@@ -12,7 +12,7 @@ def test_the_worst_partner_flips_more_than_an_average_one(entangled_bundle: Bund
     bundle = entangled_bundle
     point = bundle.classifier.points[1]
     _, samples = random_samples(bundle, 40)
-    report = search_partners(bundle, point, samples[:30], samples[30:], Cascade((point,), 0.7, LAYERS))
+    report = search_partners(bundle, point, samples[:30], samples[30:], Cascade((point,), (0.7,), LAYERS))
     assert 0 < report.differs < report.flipped <= 1
     assert report.flipped_guaranteed is not None
     assert report.flipped_guaranteed < report.flipped

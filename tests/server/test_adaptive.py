@@ -106,7 +106,7 @@ def test_what_is_too_little_for_a_cascade_to_gain_runs_plain_however_long_it_tak
 
 def test_the_ladder_goes_from_plain_to_everything() -> None:
     costs = CostModel({PLAIN: (0, 1e-4, 0), TWO: (0, 0.75e-4, 0), EXIT: (0, 0.5e-4, 0)})
-    exits, two = Cascade((EXIT,), 0.9, LAYERS), Cascade((TWO,), 0.9, LAYERS)
+    exits, two = Cascade((EXIT,), (0.9,), LAYERS), Cascade((TWO,), (0.9,), LAYERS)
     expected = {1: 0.6, 2: 0.8}
     menu = Menu((EXIT, PLAIN), (exits, two), costs=expected)
     rungs = ladder(menu, costs, BUDGET, 32)
@@ -123,7 +123,7 @@ def test_the_ladder_goes_from_plain_to_everything() -> None:
 def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fixed: float, rungs: int) -> None:
     # Of the 100 ms of a plain batch's layers the cascade's take 60; it has two steps, each with a start like plain's.
     costs = CostModel({PLAIN: (fixed, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
-    menu = Menu((PLAIN,), (Cascade((EXIT,), 0.9, LAYERS),), costs={1: 0.6})
+    menu = Menu((PLAIN,), (Cascade((EXIT,), (0.9,), LAYERS),), costs={1: 0.6})
     assert len(ladder(menu, costs, BUDGET, 32)) == rungs
 
 

@@ -38,7 +38,7 @@ TWO, PLAIN = OperatingPoint.mux(2, 2, LAYERS), OperatingPoint.plain(LAYERS)
 EARLY, LATER = OperatingPoint(1, 1, ()), OperatingPoint(1, 3, ())
 MENU = Menu(
     (OperatingPoint.mux(4, 2, LAYERS), TWO, PLAIN),
-    (Cascade((EARLY, LATER), 0.9, LAYERS), Cascade((TWO,), 0.8, LAYERS)),
+    (Cascade((EARLY, LATER), (0.9, 0.9), LAYERS), Cascade((TWO,), (0.8,), LAYERS)),
 )
 BUDGET = 40
 FAST = 1e6
@@ -550,9 +550,9 @@ async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) 
     engine.close()
 
 
-@pytest.mark.parametrize("sure", [0.0, 0.51, 2.0])
-async def test_a_cascade_ends_where_its_points_say_in_one_batch(tiny_bundle: Bundle, sure: float) -> None:
-    """0.0: every sample leaves at once; 2.0: none does, and all get the plain model's own scores."""
+@pytest.mark.parametrize("sure", [(0.0, 0.0), (0.51, 0.51), (2.0, 0.0), (2.0, 2.0)])
+async def test_a_cascade_ends_where_its_points_say_in_one_batch(tiny_bundle: Bundle, sure: tuple[float, float]) -> None:
+    """0.0: every sample leaves at that point; 2.0: none does, and past both all get the plain model's own scores."""
     backbone, pad_id = tiny_bundle.classifier.backbone, tiny_bundle.tokenizer.pad_id
     torch.manual_seed(0)
     adapters = {

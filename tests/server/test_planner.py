@@ -18,7 +18,8 @@ EXIT = OperatingPoint(1, 3, ())
 POINTS = Menu((FOUR, TWO, PLAIN))
 EARLY, LATER = OperatingPoint(1, 2, ()), OperatingPoint(1, 4, ())
 CERTIFIED = Menu(
-    (FOUR, PLAIN), (Cascade((EARLY, LATER), 0.9, LAYERS), Cascade((TWO,), 0.8, LAYERS), Cascade((FOUR,), 0.7, LAYERS))
+    (FOUR, PLAIN),
+    (Cascade((EARLY, LATER), (0.9, 0.9), LAYERS), Cascade((TWO,), (0.8,), LAYERS), Cascade((FOUR,), (0.7,), LAYERS)),
 )
 
 
@@ -170,7 +171,7 @@ def test_everyone_runs_only_where_quality_and_escalation_let_them(waiting: list[
 
 def test_fast_and_guaranteed_samples_share_composites_of_one_point() -> None:
     waiting = [Waiting(8), Waiting(8, guaranteed=True), Waiting(8), Waiting(8, guaranteed=True)]
-    menu = Menu((FOUR, PLAIN), (Cascade((FOUR,), 0.7, LAYERS),))
+    menu = Menu((FOUR, PLAIN), (Cascade((FOUR,), (0.7,), LAYERS),))
     assert [group.point for group in plan_batch(waiting, 1024, menu).plan.groups] == [FOUR]
 
 

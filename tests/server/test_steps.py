@@ -18,7 +18,7 @@ from tests.server.test_planner import Waiting
 LAYERS = 6
 PLAIN = OperatingPoint.plain(LAYERS)
 EXITS = tuple(OperatingPoint(1, prefill, ()) for prefill in (2, 3, 4))
-CASCADE = Cascade(EXITS, 0.9, LAYERS)
+CASCADE = Cascade(EXITS, (0.9, 0.8, 0.7), LAYERS)
 LENGTH = 20
 
 
@@ -40,6 +40,15 @@ def test_a_step_gains_what_running_it_saves_at_best(
 
     best = min(cost(exits) for exits in range(1, len(EXITS) - level + 1))
     assert menu(passed, step).gain(CASCADE, level, tokens) == pytest.approx(cost(0) - best, abs=1e-6)
+
+
+def test_every_exit_asks_for_as_much_as_its_own_threshold() -> None:
+    steps = Steps([Waiting(LENGTH, guaranteed=True)] * 4, MuxPlan((Group(EXITS[0], (0, 1, 2, 3)),)), menu([0.5] * 3, 0))
+    for sure in (0.9, 0.8, 0.7):
+        after = steps.advance([sure, *[sure - 0.01] * (len(steps.step.members) - 1)])
+        assert after is not None
+    assert steps.advance([0.0]) is None
+    assert steps.points == [*EXITS, PLAIN]
 
 
 def test_what_nothing_is_known_of_is_run_to_its_end() -> None:
