@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # models, and where another process has its core, every operation waits for it: a test took fifty times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from transformers import BertForSequenceClassification
@@ -37,6 +38,11 @@ from tests.tiny import (
     save_tokenizer,
     tiny_config,
 )
+
+# The same examples every time, and no verdict on a busy machine's speed. Here, as tests that have settings of their own
+# take the rest of them from what is loaded when they are imported.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

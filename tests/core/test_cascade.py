@@ -36,7 +36,7 @@ def classifier(tiny_bundle: Bundle) -> MuxClassifier:
     return MuxClassifier(backbone, adapters)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 20), min_size=8, max_size=8), order=st.permutations(range(8)))
 def test_a_sample_goes_on_from_its_states(classifier: MuxClassifier, lengths: list[int], order: list[int]) -> None:
     """Resumed beside fresh samples and at any place of the batch, it answers as it does from its tokens."""
@@ -72,7 +72,7 @@ def test_a_plan_starts_samples_where_they_stand(classifier: MuxClassifier) -> No
         Group(EXIT_2, (0,), start=3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12), quantiles=st.tuples(*[st.floats(0, 1)] * 2))
 def test_every_sample_leaves_at_the_first_point_that_is_sure(
     classifier: MuxClassifier, lengths: list[int], quantiles: tuple[float, float]

@@ -24,7 +24,7 @@ def logits(bundle: Bundle, samples: list[Tokens], *groups: Group) -> torch.Tenso
     return bundle.classifier(collate(samples, MuxPlan(groups), bundle.tokenizer.pad_id)).logits
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(9)), lengths=st.lists(st.integers(1, 20), min_size=9, max_size=9))
 def test_points_of_one_batch_do_not_disturb_each_other(
     tiny_bundle: Bundle, order: list[int], lengths: list[int]

@@ -110,7 +110,7 @@ def recorded(compiled: Bundle) -> tuple[InductorExecutor, list[int]]:
     return executor, replayed
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.integers(1, 16), length=st.integers(2, 40), seed=st.integers(0, 99))
 def test_a_recording_is_a_batch_of_its_own(
     compiled: Bundle, recorded: tuple[InductorExecutor, list[int]], rows: int, length: int, seed: int

@@ -73,7 +73,7 @@ def test_updates_act_in_multiplexed_mode_only(tiny_bundle: Bundle) -> None:
     torch.testing.assert_close(merged, updated, atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(method=st.sampled_from(sorted(METHODS)), width=st.sampled_from([2, 4, 8]), stranger=st.integers(10, 40))
 def test_padding_reaches_nobody(tiny_bundle: Bundle, method: str, width: int, stranger: int) -> None:
     """However far a longer sample stretches the batch, a composite answers the same."""

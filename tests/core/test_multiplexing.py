@@ -14,7 +14,7 @@ from revmux_core.multiplexing.reversible import AttentionPool, ReversibleCouplin
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(2, 16),
     block=st.integers(1, 24),
@@ -32,7 +32,7 @@ def test_inverse_undoes_the_coupling(width: int, block: int, rows: int, dtype: t
         torch.testing.assert_close(coupling.inverse(coupled), x, atol=TOLERANCE[dtype], rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(width=st.integers(2, 8), block=st.integers(1, 16), length=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
 def test_every_sample_comes_back_from_its_own_slot(width: int, block: int, length: int, seed: int) -> None:
     """With identity layers between them, the demultiplexer recovers the down projection that the multiplexer made."""

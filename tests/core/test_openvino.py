@@ -43,7 +43,7 @@ def compiled(calibrated_path: Path) -> Bundle:
     return load_bundle(calibrated_path, backend="openvino")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
     together=st.sampled_from([1, 128]),

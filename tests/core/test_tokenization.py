@@ -22,7 +22,7 @@ from revmux_core.tokenization import EmptyTextError, TextError, TextTokenizer, T
 WORDS = st.lists(st.sampled_from(["good", "bad", "film", "unknownword", "."]), min_size=1, max_size=60).map(" ".join)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(first=WORDS, second=st.none() | WORDS, limit=st.integers(6, 64))
 def test_cutting_matches_hugging_face(
     tiny_bundle: Bundle, tiny_base_path: Path, first: str, second: str | None, limit: int
@@ -84,7 +84,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "byte-level BPE"])
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(first=ANY_TEXT, second=st.none() | ANY_TEXT, limit=st.integers(5, 40))
 def test_any_unicode_is_cut_as_hugging_face_does_or_refused(
     tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, first: str, second: str | None, limit: int
@@ -110,7 +110,7 @@ def test_any_unicode_is_cut_as_hugging_face_does_or_refused(
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "byte-level BPE"])
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(text=ANY_TEXT, limit=st.integers(2, 40))
 def test_words_of_any_unicode_are_where_hugging_face_has_them(
     tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, text: str, limit: int

@@ -114,7 +114,7 @@ def test_points_answer_as_in_pytorch(unpadding: Bundle, calibrated_path: Path, m
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 99))
 def test_layers_leave_the_padding_out_whatever_the_lengths(unpadding: Bundle, seed: int) -> None:
     classifier = unpadding.classifier

@@ -55,7 +55,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 WORDS = st.lists(st.integers(1, 7), max_size=7, unique=True).map(sorted)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(8)), words=st.lists(WORDS, min_size=8, max_size=8))
 def test_words_are_read_in_their_own_text_whatever_stands_beside_it(
     bundle: Bundle, order: list[int], words: list[list[int]]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import running_server, wait_until
 
 from revmux_core.bundle import load_bundle
 from server.device_memory import DeviceMemory, MemoryWatch
 from server.metrics import Metrics
+from tests.server.running import running_server, wait_until
 
 
 def test_a_reading_that_fails_is_followed_by_others() -> None:

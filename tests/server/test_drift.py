@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import running_server, wait_until
-
 from loadtest.drift import drive
 from revmux_core.bundle import load_bundle
+from tests.server.running import running_server, wait_until
 from tests.tiny import random_samples
 
 

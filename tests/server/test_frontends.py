@@ -19,11 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import free_port, running_server, server_process, wait_until
 
 from loadtest.processes import tree
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.problems import ProblemType
+from tests.server.running import free_port, running_server, server_process, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="front ends need Linux")
 

@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import running_server, wait_until
 
 from revmux_core.batch import collate
 from revmux_core.bundle import Bundle, load_bundle
@@ -26,6 +25,7 @@ from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from server.schemas import ClassifyResponse, ErrorResponse, InfoResponse, ModelList, PredictErrorResponse
 from tests.core.test_tokenization import SCRIPTS
+from tests.server.running import running_server, wait_until
 from tests.tiny import random_samples
 
 MAX_BODY, MAX_ITEMS = 200_000, 64

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Gate, running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from revmux_core.manifest import BundleError
@@ -28,6 +27,7 @@ from server.run import serve
 from server.service import Service
 from server.settings import SettingsError, read_settings
 from server.web import DrainingServer
+from tests.server.running import Gate, running_server, wait_until
 
 SERVE_SLOWLY = """
 import sys, time

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import Gate, running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from server.logs import REQUEST_ID, JsonFormatter, TextFormatter
 from server.tokenization import RequestTokenizer
+from tests.server.running import Gate, running_server, wait_until
 
 TEXT = "xyzzy"
 

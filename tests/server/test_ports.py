@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port, running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from server.ports import listen_all, tls_context
 from server.settings import SettingsError, read_settings
+from tests.server.running import free_port, running_server, wait_until
 
 
 def test_tls_is_spoken_with_the_certificate(tiny_bundle: Bundle, certificate: tuple[Path, Path]) -> None:

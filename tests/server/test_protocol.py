@@ -12,10 +12,10 @@ from itertools import repeat
 
 import httpx
 import pytest
-from conftest import running_server, wait_until
 
 from revmux_core.bundle import Bundle
 from server import protocol
+from tests.server.running import running_server, wait_until
 
 HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nx-request-id: r-3\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
 from test_traces import SENT_SPAN, SENT_TRACE, collector
+
+from tests.server.running import wait_until
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")
 pytest.importorskip("opentelemetry.exporter", reason="needs the extra otel")

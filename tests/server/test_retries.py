@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import Gate, running_server, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
@@ -22,6 +21,7 @@ from server.errors import DeviceLost
 from server.planner import Menu
 from server.retries import failed_alone, halves
 from server.service import Service
+from tests.server.running import Gate, running_server, wait_until
 from tests.server.test_planner import Waiting
 from tests.tiny import HIDDEN, LAYERS, SPECIAL, WORDS, save_tiny_bundle, save_tokenizer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import running_server, wait_until
 
 from revmux_core.bundle import load_bundle
+from tests.server.running import running_server, wait_until
 from tests.tiny import FAMILIES, LABELS, PROMPT_TOKENS
 
 TEXTS = ["a good film", "not very good .", "bad film word7 word8", "the film is bad"]

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import running_server, wait_until
 
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.offline import run_all, run_cascade
 from revmux_core.problems import ProblemType
 from server.schemas import ClassifyResponse, InfoResponse, PredictErrorResponse
+from tests.server.running import running_server, wait_until
 from tests.tiny import PROBLEMS, random_samples
 
 KINDS = [kind for kind in PROBLEMS if kind != "single_label_classification"]

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import wait_until
+
+from tests.server.running import wait_until
 
 SENT_TRACE, SENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -25,7 +25,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import server_process, wait_until
 from transformers import BertForSequenceClassification
 
 from revmux_core.bundle import Bundle, load_bundle
@@ -38,6 +37,7 @@ from server.loading import Loaded
 from server.metrics import Metrics
 from server.settings import read_settings
 from server.swap import LOWEST_PRIORITY, HotSwap
+from tests.server.running import server_process, wait_until
 from tests.tiny import HIDDEN, LABELS, LAYERS, WORDS, save_tiny_bundle, save_tokenizer, tiny_config
 
 CLIENTS = 6
