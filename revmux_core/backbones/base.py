@@ -82,8 +82,13 @@ class PackingBackbone(Backbone, Protocol):
     """One whose layers know of positions by what embedding and mask tell them only, so that several texts can share a
     row, and which pools a text from its first position, or reads every word from its own."""
 
-    def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        """As `embed`, of ids that stand at `positions` `[S, T]` of their texts, from 0 on; on a CPU."""
+    def table_rows(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
+        """Where in the tables the parts of an embedding are: k rows for each of ids that stand at `positions` `[F]` of
+        their texts, from 0 on, `[F, k]`; on a CPU."""
+        ...
+
+    def embed_rows(self, rows: Tensor) -> Tensor:
+        """As `embed`, of the `table_rows` `[..., k]` of some ids: `[..., d]`."""
         ...
 
     def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: nn.Module) -> Tensor:

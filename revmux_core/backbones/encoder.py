@@ -71,16 +71,18 @@ class EncoderBackbone:
         embeddings = self._encoder.embeddings
         return self._project(embeddings(ids) if self._segments is None else embeddings(ids, token_type_ids=type_ids))
 
-    def embed_packed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        tables, first_position, first_segment = self._tables
+    def table_rows(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
+        _, first_position, first_segment = self._tables
         # In NumPy, whose small operations take a fraction of PyTorch's.
         rows = [ids.numpy(), positions.numpy() + (first_position + self._offset)]
         if self._segments is not None:
             # Second, as the model adds them.
             kinds = np.zeros_like(rows[0]) if type_ids is None else type_ids.numpy()
             rows.insert(1, kinds + first_segment)
-        read = torch.from_numpy(np.stack(rows, axis=-1).reshape(-1, len(rows)))
-        summed = F.embedding_bag(read, tables, mode="sum").unflatten(0, ids.shape)
+        return torch.from_numpy(np.stack(rows, axis=-1))
+
+    def embed_rows(self, rows: Tensor) -> Tensor:
+        summed = F.embedding_bag(rows.flatten(0, -2), self._tables[0], mode="sum").unflatten(0, rows.shape[:-1])
         return self._project(self._encoder.embeddings.LayerNorm(summed))
 
     @cached_property

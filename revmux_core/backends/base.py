@@ -48,6 +48,13 @@ class Executor(Protocol[Laid]):
         """How many positions `run` computes for texts of these lengths, padding among them."""
         ...
 
+    def answer(
+        self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        """What the plain path's head reads of the texts of `embed`, `[S, d]`, and their logits `[S, C]`, where all of
+        that is one; None where it is not."""
+        ...
+
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Laid:
         """The states of ids `[S, T]`; `mask` `[S, T]` is 1 where a row holds text, as much as `lengths` `[S]` say."""
         ...

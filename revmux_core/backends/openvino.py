@@ -20,7 +20,7 @@ from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.packed import Layout, Packed
 from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
-from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, Program, Shortcut
+from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, PlainPath, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
@@ -88,24 +88,41 @@ class OpenVinoExecutor:
         self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
         frozen = self._pieces.frozen
         if sum(weights.numel() for layer in frozen for weights in layer.parameters()) <= LARGEST_COPIED:
-            self._program(self._last, frozen).copy(COPIES)
+            self._program(self._plain, frozen).copy(COPIES)
 
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._costs).positions
 
-    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
-        # In NumPy, whose small operations take a fraction of PyTorch's.
-        held = mask.numpy().astype(bool)
+    def answer(
+        self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        if self._plain != PlainPath:
+            return None
+        self._compile()
         layout = Layout.of(lengths, self._costs)
+        tokens, firsts = self._tokens(layout, ids, mask, type_ids), layout.firsts
+        pooled = torch.empty(len(firsts), self._backbone.hidden_size)
+        logits = torch.empty(len(firsts), len(self._backbone.problem.labels))
+        program = self._program(PlainPath, self._pieces.frozen)
+        for block in layout.blocks:
+            outputs = block.grid(pooled), block.grid(logits)
+            program.run_into(outputs, block.rows(tokens), block.segments, block.firsts(firsts))
+        cells = torch.from_numpy(layout.cells)
+        return pooled.index_select(0, cells), logits.index_select(0, cells)
 
-        def spread(values: np.ndarray, fill: int) -> Tensor:
-            return layout.spread(values, fill).view(-1, LENGTH_STEP)
-
-        placed = spread(ids.numpy()[held], int(ids[0, 0]))
-        placed_types = None if type_ids is None else spread(type_ids.numpy()[held], 0)
-        flat = self._backbone.embed_packed(placed, spread(layout.within, 0), placed_types).flatten(0, 1)
+    def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
+        layout = Layout.of(lengths, self._costs)
+        flat = self._backbone.embed_rows(self._tokens(layout, ids, mask, type_ids))
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
+
+    def _tokens(self, layout: Layout, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Tensor:
+        """The `table_rows` `[F, k]` of texts `[S, T]` that stand as `layout` says, and a little further on."""
+        # In NumPy, whose small operations take a fraction of PyTorch's.
+        held = mask.numpy().astype(bool)
+        placed = layout.spread(ids.numpy()[held], int(ids[0, 0]))
+        kinds = None if type_ids is None else layout.spread(type_ids.numpy()[held], 0)
+        return self._backbone.table_rows(placed, layout.spread(layout.within, 0), kinds)
 
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Packed:
         return Packed.of(texts, self._costs)
@@ -127,7 +144,7 @@ class OpenVinoExecutor:
         flat, program = torch.empty_like(states.flat), self._program(PackedLayers, piece)
         flat[states.layout.positions :] = 0
         for block in states.layout.blocks:
-            program.run_into(block.rows(flat), block.rows(states.flat), block.segments)
+            program.run_into([block.rows(flat)], block.rows(states.flat), block.segments)
         return replace(states, flat=flat)
 
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
@@ -136,7 +153,7 @@ class OpenVinoExecutor:
         firsts = layout.firsts
         flat = torch.empty(len(firsts), states.flat.shape[1])
         for block in layout.blocks:
-            program.run_into(block.grid(flat), block.rows(states.flat), block.segments, block.firsts(firsts))
+            program.run_into([block.grid(flat)], block.rows(states.flat), block.segments, block.firsts(firsts))
         return replace(states, flat=flat, layout=layout.ends)
 
     def pool(self, states: Packed, words: Words | None) -> Tensor:
@@ -199,7 +216,7 @@ class OpenVinoExecutor:
         own = np.repeat(starts, layout.lengths, axis=0) + within
         source[layout.held] = np.where(held, own, states.layout.positions)
         flat = torch.empty(count, states.flat.shape[1])
-        self._program(Mix, multiplexer).run_into(flat, states.flat, torch.from_numpy(source))
+        self._program(Mix, multiplexer).run_into([flat], states.flat, torch.from_numpy(source))
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
 
@@ -212,11 +229,18 @@ class OpenVinoExecutor:
         """What a piece that ends with the last frozen layer is compiled as."""
         return PackedLayers if self._backbone.problem.by_word else PackedEnd
 
+    @property
+    def _plain(self) -> Callable[..., nn.Module]:
+        """What the plain path by itself is compiled as. Embeddings and head are float32, so they are part of it where
+        its products are, too."""
+        return PlainPath if self._dtype == torch.float32 and not self._backbone.problem.by_word else self._last
+
     def _frozen(self) -> list[Key]:
-        """All pieces of the frozen layers."""
+        """The plain path, and all pieces of the frozen layers where points cut them."""
         frozen = self._pieces.frozen
         *before, last = self._pieces.cut(frozen)
-        return [*((PackedLayers, piece) for piece in before), (self._last, frozen), (self._last, last)]
+        pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)] if before else []
+        return [*pieces, (self._plain, frozen)]
 
     def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
         """What a point with this multiplexer runs of it."""

@@ -29,6 +29,9 @@ class PaddedExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
+    def answer(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> None:
+        return None
+
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Padded:
         return Padded(self._backbone.embed(ids, mask, type_ids), mask, self._backbone.padding_side, lengths)
 

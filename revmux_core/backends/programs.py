@@ -71,6 +71,29 @@ class PackedEnd(nn.Module):
         return self._backbone.run_at(hidden, at, mask, last)
 
 
+class PlainPath(nn.Module):
+    """The plain path as one module, from tokens to logits."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = layers
+        self._end = PackedEnd(backbone, layers)
+
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of tokens `[R, T, k]`, as `table_rows` has them, `segments` and `at` as in `PackedEnd`, to what the head
+        reads there, `[R, K, d]`, and its logits `[R, K, C]`."""
+        pooled = self._end(self._backbone.embed_rows(tokens), segments, at)
+        return pooled, self._backbone.head(pooled.flatten(0, 1)).unflatten(0, at.shape)
+
+    def example(self, count: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` takes, of so many rows of two texts."""
+        ids = torch.arange(length)
+        tokens = self._backbone.table_rows(ids, ids, None).expand(count, -1, -1).contiguous()
+        segments = (ids * 2 // length + 1).expand(count, -1).contiguous()
+        return tokens, segments, torch.tensor([[0, length - 1, length // 2]]).repeat(count, 1)
+
+
 class Mix(Adapter):
     """What a positionwise multiplexer makes of positions, of many composites alike."""
 
@@ -119,11 +142,12 @@ class Program:
         outputs = range(len(self._request.model_outputs))
         return tuple(torch.from_numpy(self._request.get_output_tensor(n).data.copy()) for n in outputs)
 
-    def run_into(self, output: Tensor, *inputs: Tensor) -> None:
-        """Has the module write its one output there, a contiguous tensor of the right shape."""
+    def run_into(self, outputs: Sequence[Tensor], *inputs: Tensor) -> None:
+        """Has the module write its outputs there, contiguous tensors of the right shapes."""
         rows, length, *_ = inputs[0].shape
         request = self._for_row(length) if rows == 1 else self._request
-        request.set_output_tensor(0, _shared(output))
+        for number, output in enumerate(outputs):
+            request.set_output_tensor(number, _shared(output))
         _infer(request, inputs)
 
     def _for_row(self, length: int) -> ov.InferRequest:
@@ -229,6 +253,8 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
     if isinstance(module, Demultiplexing):
         own = module.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach()
         return hidden[:count, :1].contiguous(), own, mask[:, :1].contiguous()
+    if isinstance(module, PlainPath):
+        return module.example(count, length)
     if isinstance(module, PackedEnd):
         return hidden, mask, torch.tensor([[0, length - 1, length // 2]]).repeat(len(hidden), 1)
     return hidden, mask
@@ -236,7 +262,7 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
 
 def _shape(module: nn.Module, tensor: Tensor) -> ov.PartialShape:
     """The shape of an input of `module` like `tensor`: as many states, of the same size, as come."""
-    fixed = tensor.is_floating_point() or isinstance(module, Mix)
+    fixed = tensor.is_floating_point() or isinstance(module, Mix) or tensor.ndim == 3
     return ov.PartialShape([-1] * (tensor.ndim - 1) + [tensor.shape[-1] if fixed else -1])
 
 
@@ -245,7 +271,7 @@ def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> 
     with torch.no_grad():
         outputs = module(*example)
     expected = (outputs,) if isinstance(outputs, Tensor) else outputs
-    layers = len(module.layers) if isinstance(module, Layers | PackedEnd) else 1
+    layers = len(module.layers) if isinstance(module, Layers | PackedEnd | PlainPath) else 1
     tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
     check_outputs("openvino", program.run(*example), expected, mask, tolerance)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from revmux_core.backbones import encoder, view
 from revmux_core.backends import programs
 from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
 from revmux_core.backends.packed import CELL_STEP, Packed
@@ -31,6 +32,8 @@ from revmux_core.packing import RowCosts
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
+from tests.core.test_backbones import batch as inputs
+from tests.core.test_backbones import make
 from tests.core.test_methods import build
 from tests.tiny import assert_same_answers, random_samples
 
@@ -84,7 +87,7 @@ def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: B
         torch.manual_seed(length)
         hidden, segments = torch.randn(rows, length, backbone.hidden_size), torch.ones(rows, length, dtype=torch.long)
         output = torch.empty_like(hidden)
-        program.run_into(output, hidden, segments)
+        program.run_into([output], hidden, segments)
         return output
 
     lengths = [16, 32, 48]
@@ -137,8 +140,8 @@ def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pyte
     assert sorted(kind.__name__ for kind in made) == [
         "Demultiplexing",
         "PackedEnd",
-        "PackedEnd",
         "PackedLayers",
+        "PlainPath",
         "Shortcut",
     ]
     made.clear()
@@ -157,6 +160,23 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
     compiled.classifier.executor.limit([reference.plain])
     assert_same_answers(compiled, reference, [reference.plain])
     compiled.classifier.executor.limit(reference.points)
+
+
+@pytest.mark.parametrize("family", encoder.FAMILIES)
+def test_every_familys_plain_path_is_one_program_from_tokens_to_logits(family: str) -> None:
+    backbone = view(make(family))
+    classifier = MuxClassifier(backbone, {})
+    ids, mask, type_ids = inputs(backbone, segments=family in ("bert", "electra"))
+    with torch.inference_mode():
+        hidden = backbone.run(backbone.embed(ids, mask, type_ids), mask, backbone.layers(0, 3))
+        answer = OpenVinoExecutor(classifier, torch.float32).answer(ids, mask, type_ids, (9, 4, 7, 1))
+        assert answer is not None
+        pooled, logits = answer
+        torch.testing.assert_close(pooled, hidden[:, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, backbone.head(hidden[:, 0]), atol=1e-4, rtol=1e-4)
+    # Where products are rounded, what is float32 stays outside.
+    rounded = OpenVinoExecutor(classifier, torch.bfloat16)
+    assert rounded.answer(ids, mask, type_ids, (9, 4, 7, 1)) is None
 
 
 def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch() -> None:
