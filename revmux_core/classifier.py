@@ -122,10 +122,17 @@ class MuxClassifier(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: MuxBatch) -> Outcome:
-        groups, tracks = batch.plan.groups, list[_Track]()
-        plain = all(group.point == self.plain and not group.start for group in groups)
-        answer = self.executor.answer(batch.ids, batch.mask, batch.type_ids, batch.lengths) if plain else None
-        if answer is None:
+        groups = batch.plan.groups
+        sizes = [len(group.members) for group in groups]
+        states: dict[Group, States] = {}
+        alike = all(group.point == groups[0].point and not group.start for group in groups)
+        inputs = batch.ids, batch.mask, batch.type_ids, batch.lengths
+        whole = self.executor.answer(groups[0].point, *inputs) if alike else None
+        if whole is not None:
+            pooled, logits = whole.pooled, whole.logits
+            if whole.states is not None:
+                states = dict(zip(groups, whole.states.split(sizes), strict=True))
+        else:
             tracks = self._tracks(batch)
             self._run(tracks)
             # One call for all: the head's matrix product is the same whatever the point.
@@ -133,9 +140,7 @@ class MuxClassifier(nn.Module):
             logits = self.backbone.head(pooled)
             if batch.words is not None:
                 pooled, logits = batch.words.mean(pooled), batch.words.spread(logits)
-        else:
-            pooled, logits = answer
-        sizes = [len(group.members) for group in groups]
+            states = {track.group: track.prefilled for track in tracks if track.prefilled is not None}
         confidences = [
             self._confidence(group.point, *rows)
             for group, *rows in zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
@@ -144,7 +149,7 @@ class MuxClassifier(nn.Module):
             batch.in_order(logits),
             batch.in_order(pooled),
             batch.in_order(_cat(confidences)),
-            {track.group: track.prefilled for track in tracks if track.prefilled is not None},
+            states,
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
             {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),
         )

@@ -150,7 +150,6 @@ class Engine:
 
         From then on batches are run in parts of similar length wherever that costs less than their padding would.
         """
-        self._bundle.classifier.executor.prepare()
         sample = self._bundle.tokenizer([("warm", None)])[0]
         layers = self._bundle.classifier.backbone.num_layers
         timings: list[Timing] = []

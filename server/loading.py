@@ -105,6 +105,10 @@ def load_model(
         )
     default = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
     max_batch_tokens = settings.max_batch_tokens or default
+    follows_load = settings.width == "auto" and settings.point is None
+    # Where the menu follows the load a text alone is answered plainly, else at the cheapest point without partners.
+    alone = menu.plain if follows_load else next(point for point in menu.points if point.width == 1)
+    classifier.executor.prepare(alone)
     engine = Engine(bundle, menu.points, device, beside)
     timings = engine.warm_up(max_batch_tokens)
     length = min(TYPICAL_LENGTH, bundle.tokenizer.max_tokens)
@@ -114,7 +118,7 @@ def load_model(
         menu = replace(menu, step_tokens=costs.start_tokens(menu.plain))
     rungs = ladder(menu, costs, max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)
-    if settings.width == "auto" and settings.point is None:
+    if follows_load:
         adaptive = AdaptiveMenu(rungs, max_batch_tokens, PATIENCE_BATCHES * rungs[0].seconds(max_batch_tokens))
     target = None if manifest.calibration is None else manifest.calibration.target
     guards = Guards(target, settings.shadow_share, _reporter(metrics))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +16,16 @@ from revmux_core.states import States
 
 Laid = TypeVar("Laid", bound=States)
 """States as this executor lays them out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered(Generic[Laid]):
+    """What an early exit or the plain path came to: `pooled` `[S, d]`, which the head reads, `logits` `[S, C]`, and the
+    states where the exit leaves the layers, None on the plain path."""
+
+    pooled: Tensor
+    logits: Tensor
+    states: Laid | None
 
 
 class Executor(Protocol[Laid]):
@@ -40,8 +51,9 @@ class Executor(Protocol[Laid]):
         """From now on only `points` are run, so layers need no seams where other points multiplex, stop or are left."""
         ...
 
-    def prepare(self) -> None:
-        """What makes few texts at a time faster, and takes a moment and memory: for who serves, before the first."""
+    def prepare(self, alone: OperatingPoint) -> None:
+        """What makes few texts at a time faster, which begin with the point `alone`, and takes a moment and memory: for
+        who serves, before the first."""
         ...
 
     def positions(self, lengths: Sequence[int]) -> int:
@@ -49,10 +61,9 @@ class Executor(Protocol[Laid]):
         ...
 
     def answer(
-        self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor] | None:
-        """What the plain path's head reads of the texts of `embed`, `[S, d]`, and their logits `[S, C]`, where all of
-        that is one; None where it is not."""
+        self, point: OperatingPoint, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> Answered[Laid] | None:
+        """What `point` makes of the texts of `embed`, where that is one call from tokens to logits; else None."""
         ...
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Laid:

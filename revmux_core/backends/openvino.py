@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
+from revmux_core.backends.base import Answered
 from revmux_core.backends.packed import Layout, Packed
 from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
-from revmux_core.backends.programs import Compiler, Mix, PackedEnd, PackedLayers, PlainPath, Program, Shortcut
+from revmux_core.backends.programs import Compiler, ExitPath, Mix, PackedEnd, PackedLayers, PlainPath, Program, Shortcut
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
@@ -48,7 +49,7 @@ AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
 next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance/cpu.md`)."""
 
 
-Key = tuple[Callable[..., nn.Module], Piece | Multiplexer]
+Key = tuple[Callable[..., nn.Module], Piece | Multiplexer | OperatingPoint]
 """The kind of a program's module, and what it is of beside the backbone."""
 
 
@@ -83,32 +84,35 @@ class OpenVinoExecutor:
         self._pieces.limit(points)
         self._programs.clear()
 
-    def prepare(self) -> None:
+    def prepare(self, alone: OperatingPoint) -> None:
         multiplexers = [self._multiplexers[point] for point in self._pieces.points if point in self._multiplexers]
         self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
-        frozen = self._pieces.frozen
-        if sum(weights.numel() for layer in frozen for weights in layer.parameters()) <= LARGEST_COPIED:
-            self._program(self._plain, frozen).copy(COPIES)
+        if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_COPIED:
+            kind, of = (self._token_path, alone) if alone in self._whole else (self._last, self._pieces.frozen)
+            self._program(kind, of).copy(COPIES)
 
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._costs).positions
 
     def answer(
-        self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor] | None:
-        if self._plain != PlainPath:
+        self, point: OperatingPoint, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> Answered[Packed] | None:
+        if point not in self._whole:
             return None
         self._compile()
-        layout = Layout.of(lengths, self._costs)
+        layout, size = Layout.of(lengths, self._costs), self._backbone.hidden_size
         tokens, firsts = self._tokens(layout, ids, mask, type_ids), layout.firsts
-        pooled = torch.empty(len(firsts), self._backbone.hidden_size)
-        logits = torch.empty(len(firsts), len(self._backbone.problem.labels))
-        program = self._program(PlainPath, self._pieces.frozen)
+        pooled, logits = torch.empty(len(firsts), size), torch.empty(len(firsts), len(self._backbone.problem.labels))
+        flat = torch.empty(len(tokens), size) if point.prefill < self._backbone.num_layers else None
+        program = self._program(self._token_path, point)
         for block in layout.blocks:
-            outputs = block.grid(pooled), block.grid(logits)
+            outputs = [block.grid(pooled), block.grid(logits), *([] if flat is None else [block.rows(flat)])]
             program.run_into(outputs, block.rows(tokens), block.segments, block.firsts(firsts))
+        if flat is not None:
+            flat[layout.positions :] = 0
         cells = torch.from_numpy(layout.cells)
-        return pooled.index_select(0, cells), logits.index_select(0, cells)
+        states = None if flat is None else Packed.all(flat, layout)
+        return Answered(pooled.index_select(0, cells), logits.index_select(0, cells), states)
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
         layout = Layout.of(lengths, self._costs)
@@ -230,17 +234,33 @@ class OpenVinoExecutor:
         return PackedLayers if self._backbone.problem.by_word else PackedEnd
 
     @property
-    def _plain(self) -> Callable[..., nn.Module]:
-        """What the plain path by itself is compiled as. Embeddings and head are float32, so they are part of it where
-        its products are, too."""
-        return PlainPath if self._dtype == torch.float32 and not self._backbone.problem.by_word else self._last
+    def _whole(self) -> list[OperatingPoint]:
+        """The points that are one program each, from tokens to logits: the plain path, and of the early exits the
+        first, with which cascades begin. Embeddings and heads are float32, so they join products that are, too."""
+        if self._dtype != torch.float32 or self._backbone.problem.by_word:
+            return []
+        top = self._backbone.num_layers
+        exits = [
+            point
+            for point, multiplexer in self._multiplexers.items()
+            if point in self._pieces.points
+            and (point.kind(top), point.upper) == ("early exit", ())
+            and multiplexer.positionwise
+        ]
+        return [OperatingPoint.plain(top), *sorted(exits, key=lambda point: point.prefill)[:1]]
+
+    def _token_path(self, backbone: PackingBackbone, point: OperatingPoint) -> nn.Module:
+        layers = backbone.layers(0, point.prefill)
+        if point.prefill == backbone.num_layers:
+            return PlainPath(backbone, layers)
+        return ExitPath(backbone, layers, self._multiplexers[point])
 
     def _frozen(self) -> list[Key]:
-        """The plain path, and all pieces of the frozen layers where points cut them."""
-        frozen = self._pieces.frozen
-        *before, last = self._pieces.cut(frozen)
+        """All pieces of the frozen layers where points cut them, and what is not cut."""
+        whole: list[Key] = [(self._token_path, point) for point in self._whole] or [(self._last, self._pieces.frozen)]
+        *before, last = self._pieces.cut(self._pieces.frozen)
         pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)] if before else []
-        return [*pieces, (self._plain, frozen)]
+        return [*pieces, *whole]
 
     def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
         """What a point with this multiplexer runs of it."""
@@ -261,7 +281,7 @@ class OpenVinoExecutor:
         modules = [kind(self._backbone, of) for kind, of in missing]
         self._programs.update(zip(missing, self._compiler.compile(modules, self._backbone.hidden_size), strict=True))
 
-    def _program(self, kind: Callable[..., nn.Module], of: Piece | Multiplexer) -> Program:
+    def _program(self, kind: Callable[..., nn.Module], of: Piece | Multiplexer | OperatingPoint) -> Program:
         if (kind, of) not in self._programs:
             self._make([(kind, of)])
         return self._programs[kind, of]

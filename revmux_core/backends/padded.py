@@ -12,6 +12,7 @@ from revmux_core.backbones import Backbone
 from revmux_core.batch import Words
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 
 
@@ -23,13 +24,15 @@ class PaddedExecutor:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
 
-    def prepare(self) -> None:
+    def prepare(self, alone: OperatingPoint) -> None:
         pass
 
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
-    def answer(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> None:
+    def answer(
+        self, point: OperatingPoint, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> None:
         return None
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Padded:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends.pieces import Adapter, Demultiplexing, Layers, Multiplexing, check_outputs, example_states
+from revmux_core.multiplexing import Multiplexer
 
 TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
 """Relative error a layer at which a program is refused, and of any program: what tracing gets wrong is as large as
@@ -71,29 +72,6 @@ class PackedEnd(nn.Module):
         return self._backbone.run_at(hidden, at, mask, last)
 
 
-class PlainPath(nn.Module):
-    """The plain path as one module, from tokens to logits."""
-
-    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self.layers = layers
-        self._end = PackedEnd(backbone, layers)
-
-    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of tokens `[R, T, k]`, as `table_rows` has them, `segments` and `at` as in `PackedEnd`, to what the head
-        reads there, `[R, K, d]`, and its logits `[R, K, C]`."""
-        pooled = self._end(self._backbone.embed_rows(tokens), segments, at)
-        return pooled, self._backbone.head(pooled.flatten(0, 1)).unflatten(0, at.shape)
-
-    def example(self, count: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What `forward` takes, of so many rows of two texts."""
-        ids = torch.arange(length)
-        tokens = self._backbone.table_rows(ids, ids, None).expand(count, -1, -1).contiguous()
-        segments = (ids * 2 // length + 1).expand(count, -1).contiguous()
-        return tokens, segments, torch.tensor([[0, length - 1, length // 2]]).repeat(count, 1)
-
-
 class Mix(Adapter):
     """What a positionwise multiplexer makes of positions, of many composites alike."""
 
@@ -114,6 +92,59 @@ class Shortcut(Adapter):
         numbers = torch.ones_like(pooled[0, :, 0]).cumsum(0)
         mask = segments.unsqueeze(1) == numbers.view(1, -1, 1)
         return self.multiplexer.shortcut(hidden, mask, pooled)
+
+
+class TokenPath(nn.Module):
+    """A way from tokens to logits as one module: `layers`, and what reads their outcome."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = layers
+
+    def example(self, count: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` takes, of so many rows of two texts."""
+        ids = torch.arange(length)
+        tokens = self._backbone.table_rows(ids, ids, None).expand(count, -1, -1).contiguous()
+        segments = (ids * 2 // length + 1).expand(count, -1).contiguous()
+        return tokens, segments, torch.tensor([[0, length // 2, length - 1]]).repeat(count, 1)
+
+    def _head(self, pooled: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read at positions `[R, K]`, `[R*K, d]`, by position, and its logits."""
+        return pooled.unflatten(0, at.shape), self._backbone.head(pooled).unflatten(0, at.shape)
+
+
+class PlainPath(TokenPath):
+    """The plain path."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
+        super().__init__(backbone, layers)
+        self._end = PackedEnd(backbone, layers)
+
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of tokens `[R, T, k]`, as `table_rows` has them, `segments` and `at` as in `PackedEnd`, to what the head
+        reads there, `[R, K, d]`, and its logits `[R, K, C]`."""
+        states = self._end(self._backbone.embed_rows(tokens), segments, at)
+        return self._head(states.flatten(0, 1), at)
+
+
+class ExitPath(TokenPath):
+    """An early exit, whose texts can go on from where it leaves the layers."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module], multiplexer: Multiplexer) -> None:
+        super().__init__(backbone, layers)
+        self._run = PackedLayers(backbone, layers)
+        self._shortcut = Shortcut(backbone, multiplexer)
+        self._demultiplex = Demultiplexing(backbone, multiplexer)
+
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `PlainPath`, and the rows' states after the layers, `[R, T, d]`."""
+        hidden = self._run(self._backbone.embed_rows(tokens), segments)
+        firsts = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+        own = self._shortcut(hidden, segments, firsts).flatten(0, 1)
+        alone = firsts.flatten(0, 1).unsqueeze(1)
+        pooled = self._demultiplex(alone, own, torch.ones_like(alone[..., 0]))
+        return *self._head(pooled, at), hidden
 
 
 class Program:
@@ -253,7 +284,7 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
     if isinstance(module, Demultiplexing):
         own = module.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach()
         return hidden[:count, :1].contiguous(), own, mask[:, :1].contiguous()
-    if isinstance(module, PlainPath):
+    if isinstance(module, TokenPath):
         return module.example(count, length)
     if isinstance(module, PackedEnd):
         return hidden, mask, torch.tensor([[0, length - 1, length // 2]]).repeat(len(hidden), 1)
@@ -271,7 +302,7 @@ def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> 
     with torch.no_grad():
         outputs = module(*example)
     expected = (outputs,) if isinstance(outputs, Tensor) else outputs
-    layers = len(module.layers) if isinstance(module, Layers | PackedEnd | PlainPath) else 1
+    layers = len(module.layers) if isinstance(module, Layers | PackedEnd | TokenPath) else 1
     tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
     check_outputs("openvino", program.run(*example), expected, mask, tolerance)

@@ -20,14 +20,14 @@ from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
 from revmux_core.backends.packed import CELL_STEP, Packed
 from revmux_core.backends.programs import Compiler, PackedLayers, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
-from revmux_core.batch import collate, make_mask
+from revmux_core.batch import MuxBatch, collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
-from revmux_core.classifier import MuxClassifier
+from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
-from revmux_core.multiplexing import METHODS
+from revmux_core.multiplexing import EARLY_EXIT, METHODS, make_multiplexer
 from revmux_core.packing import RowCosts
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.points import OperatingPoint
@@ -101,18 +101,20 @@ def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: B
 
 
 @pytest.mark.parametrize(("largest", "copies"), [(10**6, COPIES), (1, 0)])
-def test_who_serves_has_copies_of_the_plain_path_alone_unless_it_is_large(
-    tiny_bundle_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int
+def test_who_serves_has_copies_of_what_a_text_alone_begins_with_unless_it_is_large(
+    calibrated_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int
 ) -> None:
     monkeypatch.setattr("revmux_core.backends.openvino.LARGEST_COPIED", largest)
-    bundle = load_bundle(tiny_bundle_path, backend="openvino")
+    bundle = load_bundle(calibrated_path, backend="openvino")
     executor = bundle.classifier.executor
     assert isinstance(executor, OpenVinoExecutor)
-    executor.prepare()
-    made = {piece: len(program._spare) for (_, piece), program in executor._programs.items()}
-    assert made.pop(executor._pieces.frozen) == copies
-    assert made
-    assert not any(made.values())
+    for alone in executor._whole:
+        executor.limit(bundle.classifier.points)
+        executor.prepare(alone)
+        made = {of: len(program._spare) for (_, of), program in executor._programs.items()}
+        assert made.pop(alone) == copies
+        assert made
+        assert not any(made.values())
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -131,19 +133,17 @@ def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pyte
     leaves = OperatingPoint.parse("n1-l3")
     classifier.executor.limit([leaves, classifier.plain])
     if prepared:
-        classifier.executor.prepare()
+        classifier.executor.prepare(leaves)
         # Nothing is left to the first batch.
         monkeypatch.setattr(Compiler, "compile", None)
     samples = bundle.tokenizer([("a gripping film", None)])
     group = Group(leaves, (0,))
     outcome = classifier(collate(samples, MuxPlan((group,)), pad_id))
-    assert sorted(kind.__name__ for kind in made) == [
-        "Demultiplexing",
-        "PackedEnd",
-        "PackedLayers",
-        "PlainPath",
-        "Shortcut",
-    ]
+    # What is in the way of a batch of several points at once waits for one, unless prepared.
+    apart = ["Demultiplexing", "Shortcut"] if prepared else []
+    assert sorted(kind.__name__ for kind in made) == sorted(
+        ["ExitPath", "PackedEnd", "PackedLayers", "PlainPath", *apart]
+    )
     made.clear()
     classifier(
         collate([outcome.prefilled(group, 0)], MuxPlan((Group(classifier.plain, (0,), leaves.prefill),)), pad_id)
@@ -163,20 +163,32 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
 
 
 @pytest.mark.parametrize("family", encoder.FAMILIES)
-def test_every_familys_plain_path_is_one_program_from_tokens_to_logits(family: str) -> None:
+def test_every_familys_plain_path_and_first_exit_are_programs_from_tokens_to_logits(family: str) -> None:
     backbone = view(make(family))
-    classifier = MuxClassifier(backbone, {})
+    first, later = (OperatingPoint(1, prefill, ()) for prefill in (1, 2))
+    torch.manual_seed(0)
+    adapters = {
+        point: make_adapters(backbone, point, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
+        for point in (later, first)
+    }
+    reference, compiled = MuxClassifier(backbone, adapters), MuxClassifier(backbone, adapters)
+    compiled.executor = executor = OpenVinoExecutor(compiled, torch.float32)
     ids, mask, type_ids = inputs(backbone, segments=family in ("bert", "electra"))
-    with torch.inference_mode():
-        hidden = backbone.run(backbone.embed(ids, mask, type_ids), mask, backbone.layers(0, 3))
-        answer = OpenVinoExecutor(classifier, torch.float32).answer(ids, mask, type_ids, (9, 4, 7, 1))
-        assert answer is not None
-        pooled, logits = answer
-        torch.testing.assert_close(pooled, hidden[:, 0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(logits, backbone.head(hidden[:, 0]), atol=1e-4, rtol=1e-4)
+    lengths = tuple(mask.sum(dim=1).tolist())
+    for point, whole in ((reference.plain, True), (first, True), (later, False)):
+        assert (executor.answer(point, ids, mask, type_ids, lengths) is not None) == whole
+        group = Group(point, (2, 0, 3, 1))
+        place = torch.tensor([1, 3, 0, 2])
+        batch = MuxBatch(MuxPlan((group,)), lengths, mask, ids, type_ids, place)
+        found, expected = compiled(batch), reference(batch)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-4, rtol=1e-4)
+        for row in range(len(lengths)) if point != reference.plain else ():
+            states = (outcome.prefilled(group, row).states for outcome in (found, expected))
+            torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
     # Where products are rounded, what is float32 stays outside.
-    rounded = OpenVinoExecutor(classifier, torch.bfloat16)
-    assert rounded.answer(ids, mask, type_ids, (9, 4, 7, 1)) is None
+    rounded = OpenVinoExecutor(compiled, torch.bfloat16)
+    assert rounded.answer(first, ids, mask, type_ids, lengths) is None
 
 
 def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch() -> None:
