@@ -56,8 +56,9 @@ Key = tuple[Callable[..., nn.Module], Piece | Multiplexer | OperatingPoint]
 class OpenVinoExecutor:
     """Runs layers as compiled pieces, cut where any point of the classifier multiplexes, stops or skips layers.
 
-    The plain path by itself runs as one piece, so that a text alone waits less. All pieces of the frozen layers are
-    compiled when any is first run, for as many threads as PyTorch has. `dtype` is the precision of the matrix products.
+    The plain path by itself runs as one piece, so that a text alone waits less; in float32 it and the first exit are a
+    program each from tokens to logits. All pieces of the frozen layers are compiled when any is first run, for as many
+    threads as PyTorch has. `dtype` is the precision of the matrix products.
     """
 
     backend: BackendName = "openvino"
