@@ -76,6 +76,7 @@ class OpenVinoExecutor:
         self._dtype = dtype
         together = AMX_TOGETHER.get(dtype, 1) if torch.cpu.get_capabilities().get("amx_bf16") else 1
         self._costs = RowCosts(ATTENTION_WEIGHT / (6 * classifier.backbone.hidden_size), together)
+        self.limit(classifier.points)
 
     @property
     def precision(self) -> str:
@@ -84,12 +85,14 @@ class OpenVinoExecutor:
     def limit(self, points: Collection[OperatingPoint]) -> None:
         self._pieces.limit(points)
         self._programs.clear()
+        # Once, as every batch asks for it.
+        self._whole = self._whole_of(points)
 
     def prepare(self, alone: OperatingPoint) -> None:
         multiplexers = [self._multiplexers[point] for point in self._pieces.points if point in self._multiplexers]
         self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
         if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_COPIED:
-            kind, of = (self._token_path, alone) if alone in self._whole else (self._last, self._pieces.frozen)
+            kind, of = (self._token_path, alone) if alone in self._whole else self._plain
             self._program(kind, of).copy(COPIES)
 
     def positions(self, lengths: Sequence[int]) -> int:
@@ -104,15 +107,17 @@ class OpenVinoExecutor:
         layout, size = Layout.of(lengths, self._costs), self._backbone.hidden_size
         tokens, firsts = self._tokens(layout, ids, mask, type_ids), layout.firsts
         pooled, logits = torch.empty(len(firsts), size), torch.empty(len(firsts), len(self._backbone.problem.labels))
-        flat = torch.empty(len(tokens), size) if point.prefill < self._backbone.num_layers else None
+        states = None
+        if point.prefill < self._backbone.num_layers:
+            states = Packed.all(torch.empty(len(tokens), size), layout)
+            states.flat[layout.positions :] = 0
         program = self._program(self._token_path, point)
         for block in layout.blocks:
-            outputs = [block.grid(pooled), block.grid(logits), *([] if flat is None else [block.rows(flat)])]
+            outputs = [block.grid(pooled), block.grid(logits)]
+            if states is not None:
+                outputs.append(block.rows(states.flat))
             program.run_into(outputs, block.rows(tokens), block.segments, block.firsts(firsts))
-        if flat is not None:
-            flat[layout.positions :] = 0
         cells = torch.from_numpy(layout.cells)
-        states = None if flat is None else Packed.all(flat, layout)
         return Answered(pooled.index_select(0, cells), logits.index_select(0, cells), states)
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
@@ -234,8 +239,7 @@ class OpenVinoExecutor:
         """What a piece that ends with the last frozen layer is compiled as."""
         return PackedLayers if self._backbone.problem.by_word else PackedEnd
 
-    @property
-    def _whole(self) -> list[OperatingPoint]:
+    def _whole_of(self, points: Collection[OperatingPoint]) -> list[OperatingPoint]:
         """The points that are one program each, from tokens to logits: the plain path, and of the early exits the
         first, with which cascades begin. Embeddings and heads are float32, so they join products that are, too."""
         if self._dtype != torch.float32 or self._backbone.problem.by_word:
@@ -244,9 +248,7 @@ class OpenVinoExecutor:
         exits = [
             point
             for point, multiplexer in self._multiplexers.items()
-            if point in self._pieces.points
-            and (point.kind(top), point.upper) == ("early exit", ())
-            and multiplexer.positionwise
+            if point in points and (point.kind(top), point.upper) == ("early exit", ()) and multiplexer.positionwise
         ]
         return [OperatingPoint.plain(top), *sorted(exits, key=lambda point: point.prefill)[:1]]
 
@@ -256,9 +258,14 @@ class OpenVinoExecutor:
             return PlainPath(backbone, layers)
         return ExitPath(backbone, layers, self._multiplexers[point])
 
+    @property
+    def _plain(self) -> Key:
+        """The plain path by itself."""
+        return (self._token_path, self._whole[0]) if self._whole else (self._last, self._pieces.frozen)
+
     def _frozen(self) -> list[Key]:
         """All pieces of the frozen layers where points cut them, and what is not cut."""
-        whole: list[Key] = [(self._token_path, point) for point in self._whole] or [(self._last, self._pieces.frozen)]
+        whole: list[Key] = [self._plain, *((self._token_path, point) for point in self._whole[1:])]
         *before, last = self._pieces.cut(self._pieces.frozen)
         pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)] if before else []
         return [*pieces, *whole]

@@ -292,7 +292,8 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
 
 
 def _shape(module: nn.Module, tensor: Tensor) -> ov.PartialShape:
-    """The shape of an input of `module` like `tensor`: as many states, of the same size, as come."""
+    """The shape of an input of `module` like `tensor`: as many states, or tokens' table rows, of the same size, as
+    come."""
     fixed = tensor.is_floating_point() or isinstance(module, Mix) or tensor.ndim == 3
     return ov.PartialShape([-1] * (tensor.ndim - 1) + [tensor.shape[-1] if fixed else -1])
 
