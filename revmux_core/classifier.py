@@ -125,11 +125,12 @@ class MuxClassifier(nn.Module):
         groups = batch.plan.groups
         sizes = [len(group.members) for group in groups]
         states: dict[Group, States] = {}
-        alike = all(group.point == groups[0].point and not group.start for group in groups)
-        inputs = batch.ids, batch.mask, batch.type_ids, batch.lengths
-        whole = self.executor.answer(groups[0].point, *inputs) if alike else None
+        point = groups[0].point
+        alike = all(group.point == point and not group.start for group in groups)
+        whole = self.executor.answer(point, batch.ids, batch.type_ids, batch.lengths) if alike else None
         if whole is not None:
             pooled, logits = whole.pooled, whole.logits
+            confidences = self._confidence(point, pooled, logits)
             if whole.states is not None:
                 states = dict(zip(groups, whole.states.split(sizes), strict=True))
         else:
@@ -140,15 +141,13 @@ class MuxClassifier(nn.Module):
             logits = self.backbone.head(pooled)
             if batch.words is not None:
                 pooled, logits = batch.words.mean(pooled), batch.words.spread(logits)
+            rows = zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
+            confidences = _cat([self._confidence(group.point, *own) for group, *own in rows])
             states = {track.group: track.prefilled for track in tracks if track.prefilled is not None}
-        confidences = [
-            self._confidence(group.point, *rows)
-            for group, *rows in zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
-        ]
         return Outcome(
             batch.in_order(logits),
             batch.in_order(pooled),
-            batch.in_order(_cat(confidences)),
+            batch.in_order(confidences),
             states,
             dict(zip(batch.plan.order, batch.lengths, strict=True)),
             {} if batch.words is None else dict(zip(batch.plan.order, batch.words.own, strict=True)),

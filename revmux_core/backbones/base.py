@@ -82,13 +82,18 @@ class PackingBackbone(Backbone, Protocol):
     """One whose layers know of positions by what embedding and mask tell them only, so that several texts can share a
     row, and which pools a text from its first position, or reads every word from its own."""
 
-    def table_rows(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        """Where in the tables the parts of an embedding are: k rows for each of ids that stand at `positions` `[F]` of
-        their texts, from 0 on, `[F, k]`; on a CPU."""
+    def join_tables(self) -> tuple[Tensor, Tensor]:
+        """The embedding's tables as one, `[rows, d]`, in the order in which the model adds what it reads there, and the
+        row that each has for 0.
+
+        One call then reads and sums all that a token has. The model's own tables become parts of it, so that none is
+        held twice. Made once, whatever asks first, which must not be traced meanwhile.
+        """
         ...
 
-    def embed_rows(self, rows: Tensor) -> Tensor:
-        """As `embed`, of the `table_rows` `[..., k]` of some ids: `[..., d]`."""
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """As `embed`, on a CPU, of tokens wherever they stand: `[..., 3]`, of each its id, its type id (0 where there
+        are none) and its position in its text, from 0 on. `[..., d]`."""
         ...
 
     def run_at(self, hidden: Tensor, at: Tensor, mask: Tensor, layer: nn.Module) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from itertools import accumulate
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +53,7 @@ class EncoderBackbone:
         # Families differ in what their modules are called with, which their common base class does not type.
         self._encoder: Any = getattr(model, family)
         self._family = config.model_type
+        self._joined: tuple[Tensor, Tensor] | None = None
         self._segments: Any = getattr(self._encoder.embeddings, "token_type_embeddings", None)
         stack = self._encoder.transformer if family == "distilbert" else self._encoder.encoder
         self._layers = stack.layer
@@ -71,37 +71,28 @@ class EncoderBackbone:
         embeddings = self._encoder.embeddings
         return self._project(embeddings(ids) if self._segments is None else embeddings(ids, token_type_ids=type_ids))
 
-    def table_rows(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
-        _, first_position, first_segment = self._tables
-        # In NumPy, whose small operations take a fraction of PyTorch's.
-        rows = [ids.numpy(), positions.numpy() + (first_position + self._offset)]
-        if self._segments is not None:
-            # Second, as the model adds them.
-            kinds = np.zeros_like(rows[0]) if type_ids is None else type_ids.numpy()
-            rows.insert(1, kinds + first_segment)
-        return torch.from_numpy(np.stack(rows, axis=-1))
-
-    def embed_rows(self, rows: Tensor) -> Tensor:
-        summed = F.embedding_bag(rows.flatten(0, -2), self._tables[0], mode="sum").unflatten(0, rows.shape[:-1])
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        table, begins = self.join_tables()
+        rows = (tokens if self._segments is not None else tokens[..., ::2]) + begins
+        summed = F.embedding_bag(rows.flatten(0, -2), table, mode="sum").unflatten(0, rows.shape[:-1])
         return self._project(self._encoder.embeddings.LayerNorm(summed))
 
-    @cached_property
-    def _tables(self) -> tuple[Tensor, int, int]:
-        """The tables of words, positions and segments as one, and where in it the latter two begin.
-
-        One call then reads and sums a token's three rows, where the model makes five passes. The model's own tables
-        become parts of it, so that none is held twice.
-        """
-        tables = [self._encoder.embeddings.word_embeddings, self._encoder.embeddings.position_embeddings]
-        if self._segments is not None:
-            tables.append(self._segments)
+    def join_tables(self) -> tuple[Tensor, Tensor]:
+        if self._joined is not None:
+            return self._joined
+        embeddings = self._encoder.embeddings
+        tables = [embeddings.word_embeddings, self._segments, embeddings.position_embeddings]
+        tables = [table for table in tables if table is not None]
         sizes = [len(table.weight) for table in tables]
         # Ordinary tensors, as the model's are, although it may be a batch that comes here first.
         with torch.inference_mode(False):
             joined = torch.cat([table.weight for table in tables])
             for table, part in zip(tables, joined.split(sizes), strict=True):
                 table.weight = nn.Parameter(part, requires_grad=False)
-        return joined, sizes[0], sizes[0] + sizes[1]
+            begins = torch.tensor([0, *accumulate(sizes[:-1])])
+            begins[-1] += self._offset
+        self._joined = joined, begins
+        return self._joined
 
     def _project(self, embedded: Tensor) -> Tensor:
         return self._encoder.embeddings_project(embedded) if hasattr(self._encoder, "embeddings_project") else embedded

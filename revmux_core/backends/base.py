@@ -61,7 +61,7 @@ class Executor(Protocol[Laid]):
         ...
 
     def answer(
-        self, point: OperatingPoint, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+        self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
     ) -> Answered[Laid] | None:
         """What `point` makes of the texts of `embed`, where that is one call from tokens to logits; else None."""
         ...

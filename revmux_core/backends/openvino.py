@@ -99,40 +99,29 @@ class OpenVinoExecutor:
         return Layout.of(tuple(lengths), self._costs).positions
 
     def answer(
-        self, point: OperatingPoint, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+        self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
     ) -> Answered[Packed] | None:
         if point not in self._whole:
             return None
         self._compile()
         layout, size = Layout.of(lengths, self._costs), self._backbone.hidden_size
-        tokens, firsts = self._tokens(layout, ids, mask, type_ids), layout.firsts
-        pooled, logits = torch.empty(len(firsts), size), torch.empty(len(firsts), len(self._backbone.problem.labels))
-        states = None
+        tokens, flat = _tokens(layout, ids, type_ids), None
+        read = np.empty((len(layout.firsts), size + len(self._backbone.problem.labels)), np.float32)
         if point.prefill < self._backbone.num_layers:
-            states = Packed.all(torch.empty(len(tokens), size), layout)
-            states.flat[layout.positions :] = 0
+            flat = np.empty((len(tokens), size), np.float32)
+            flat[layout.positions :] = 0
         program = self._program(self._token_path, point)
         for block in layout.blocks:
-            outputs = [block.grid(pooled), block.grid(logits)]
-            if states is not None:
-                outputs.append(block.rows(states.flat))
-            program.run_into(outputs, block.rows(tokens), block.segments, block.firsts(firsts))
-        cells = torch.from_numpy(layout.cells)
-        return Answered(pooled.index_select(0, cells), logits.index_select(0, cells), states)
+            outputs = [block.grid(read)] if flat is None else [block.grid(read), block.rows(flat)]
+            program.run_into(outputs, block.rows(tokens), block.segments, block.firsts)
+        pooled, logits = torch.from_numpy(read[layout.cells]).tensor_split([size], dim=1)
+        return Answered(pooled, logits, None if flat is None else Packed.all(torch.from_numpy(flat), layout))
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
         layout = Layout.of(lengths, self._costs)
-        flat = self._backbone.embed_rows(self._tokens(layout, ids, mask, type_ids))
+        flat = self._backbone.embed_tokens(torch.from_numpy(_tokens(layout, ids, type_ids)))
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
-
-    def _tokens(self, layout: Layout, ids: Tensor, mask: Tensor, type_ids: Tensor | None) -> Tensor:
-        """The `table_rows` `[F, k]` of texts `[S, T]` that stand as `layout` says, and a little further on."""
-        # In NumPy, whose small operations take a fraction of PyTorch's.
-        held = mask.numpy().astype(bool)
-        placed = layout.spread(ids.numpy()[held], int(ids[0, 0]))
-        kinds = None if type_ids is None else layout.spread(type_ids.numpy()[held], 0)
-        return self._backbone.table_rows(placed, layout.spread(layout.within, 0), kinds)
 
     def resume(self, texts: Sequence[Tensor], mask: Tensor) -> Packed:
         return Packed.of(texts, self._costs)
@@ -154,17 +143,16 @@ class OpenVinoExecutor:
         flat, program = torch.empty_like(states.flat), self._program(PackedLayers, piece)
         flat[states.layout.positions :] = 0
         for block in states.layout.blocks:
-            program.run_into([block.rows(flat)], block.rows(states.flat), block.segments)
+            program.run_into([block.rows(flat.numpy())], block.rows(states.flat.numpy()), block.segments)
         return replace(states, flat=flat)
 
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
         """The first positions of all, after a piece that ends with the last layer."""
         layout, program = states.layout, self._program(PackedEnd, piece)
-        firsts = layout.firsts
-        flat = torch.empty(len(firsts), states.flat.shape[1])
+        flat, before = np.empty((len(layout.firsts), states.flat.shape[1]), np.float32), states.flat.numpy()
         for block in layout.blocks:
-            program.run_into([block.grid(flat)], block.rows(states.flat), block.segments, block.firsts(firsts))
-        return replace(states, flat=flat, layout=layout.ends)
+            program.run_into([block.grid(flat)], block.rows(before), block.segments, block.firsts)
+        return replace(states, flat=torch.from_numpy(flat), layout=layout.ends)
 
     def pool(self, states: Packed, words: Words | None) -> Tensor:
         if words is not None:
@@ -189,8 +177,9 @@ class OpenVinoExecutor:
         missing = -count % lcm(SAMPLE_STEP, multiplexer.width)
         own, own_mask = F.pad(own, (0, 0, 0, missing)), F.pad(own_mask, (0, 0, 0, missing), value=1)
         firsts = F.pad(firsts, (0, 0, 0, 0, 0, missing // multiplexer.width))
-        (pooled,) = self._program(Demultiplexing, multiplexer).run(firsts, own, own_mask)
-        return pooled[:count]
+        inputs = firsts.numpy(), own.numpy(), own_mask.numpy()
+        (pooled,) = self._program(Demultiplexing, multiplexer).run(*inputs)
+        return torch.from_numpy(pooled)[:count]
 
     def _multiplex_padded(self, multiplexer: Multiplexer, states: Padded) -> tuple[Packed, Tensor, Tensor]:
         if multiplexer.width == 1:
@@ -198,20 +187,22 @@ class OpenVinoExecutor:
             made = multiplex(self._backbone, multiplexer, states.hidden, states.mask)
             composites, union, own = made.hidden, made.mask, made.own
         else:
-            composites, union, own = self._program(Multiplexing, multiplexer).run(states.hidden, states.mask)
+            outputs = self._program(Multiplexing, multiplexer).run(states.hidden.numpy(), states.mask.numpy())
+            composites, union, own = map(torch.from_numpy, outputs)
         texts = [row[held] for row, held in zip(composites, union.bool(), strict=True)]
         return Packed.of(texts, self._costs), own, states.mask
 
     def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
         """`Multiplexer.shortcut` of each, `[S, k]`."""
-        layout, parts = states.layout, []
-        pooled = states.flat.index_select(0, layout.firsts)
+        layout, parts, flat = states.layout, [], states.flat.numpy()
+        pooled = flat[layout.firsts]
         for block in layout.blocks:
-            inputs = block.rows(states.flat), block.segments, block.grid(pooled)
+            inputs = block.rows(flat), block.segments, block.grid(pooled)
             (own,) = self._program(Shortcut, multiplexer).run(*inputs)
-            parts.append(own.flatten(0, 1))
-        own = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return own.index_select(0, torch.from_numpy(layout.cells[states.texts]))
+            rows, texts, size = own.shape
+            parts.append(own.reshape(rows * texts, size))
+        own = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return torch.from_numpy(own[layout.cells[states.texts]])
 
     def _mix(self, multiplexer: Multiplexer, states: Packed) -> Packed:
         """`Multiplexer.multiplex`, laid out as its composites will be run."""
@@ -225,10 +216,10 @@ class OpenVinoExecutor:
         held = within < np.repeat(lengths, layout.lengths, axis=0)
         own = np.repeat(starts, layout.lengths, axis=0) + within
         source[layout.held] = np.where(held, own, states.layout.positions)
-        flat = torch.empty(count, states.flat.shape[1])
-        self._program(Mix, multiplexer).run_into([flat], states.flat, torch.from_numpy(source))
+        flat = np.empty((count, states.flat.shape[1]), np.float32)
+        self._program(Mix, multiplexer).run_into([flat], states.flat.numpy(), source)
         flat[layout.positions :] = 0
-        return Packed.all(flat, layout)
+        return Packed.all(torch.from_numpy(flat), layout)
 
     def _in_rows(self, multiplexer: Multiplexer) -> bool:
         """Whether texts stay in their rows while they become composites."""
@@ -293,3 +284,15 @@ class OpenVinoExecutor:
         if (kind, of) not in self._programs:
             self._make([(kind, of)])
         return self._programs[kind, of]
+
+
+def _tokens(layout: Layout, ids: Tensor, type_ids: Tensor | None) -> np.ndarray:
+    """What `embed_tokens` takes of texts `[S, T]` that stand as `layout` says, and a little further on: `[F, 3]`."""
+    # In NumPy, whose small operations take a fraction of PyTorch's.
+    tokens = np.zeros((len(layout.source), 3), np.int64)
+    longest = layout.lengths.max()
+    tokens[:, 0] = ids.numpy()[:, :longest].ravel()[layout.source]
+    if type_ids is not None:
+        tokens[:, 1] = type_ids.numpy()[:, :longest].ravel()[layout.source]
+    tokens[:, 2] = layout.nth
+    return tokens

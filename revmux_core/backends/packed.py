@@ -26,39 +26,34 @@ keeps some 0.4 MiB: of 40,000 batches 185 shapes come of it in place of 452, at 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows of one length: they stand at `begin` of the flattened rows, and have places for `texts` texts each.
+    """Rows of one length: they stand at `begin` of the flattened rows.
 
-    `segments` `[rows, length]` numbers the text of its row that a position is of, 1, 2, ...; 0 is padding. `cells` are
-    those of `Layout` that are in these rows.
+    `segments` `[rows, length]` numbers the text of its row that a position is of, 1, 2, ...; 0 is padding. `firsts`
+    `[rows, texts]` is where in its row each text begins, anywhere in places without one. `cells` are those of `Layout`
+    that are in these rows.
     """
 
     begin: int
-    texts: int
-    segments: Tensor
+    segments: Index
+    firsts: Index
     cells: slice
 
-    def grid(self, by_cell: Tensor) -> Tensor:
-        """Of what there is for every cell, `[cells, ...]`, that of these rows, `[rows, texts, ...]`."""
-        return by_cell[self.cells].unflatten(0, (len(self.segments), self.texts))
+    def grid(self, by_cell: np.ndarray) -> np.ndarray:
+        """Of what there is for every cell, `[cells, d]`, that of these rows, `[rows, texts, d]`."""
+        return by_cell[self.cells].reshape(*self.firsts.shape, -1)
 
-    def firsts(self, by_cell: Tensor) -> Tensor:
-        """Of `Layout.firsts` where in these rows they are, `[rows, texts]`; anywhere in cells without a text."""
-        rows, length = self.segments.shape
-        begins = self.begin + length * torch.arange(rows).unsqueeze(1)
-        return (self.grid(by_cell) - begins).clamp_(max=length - 1)
-
-    def rows(self, flat: Tensor) -> Tensor:
-        """Of states `[F, d]` of all positions those of this block, `[rows, length, d]`."""
-        return flat[self.begin : self.begin + self.segments.numel()].unflatten(0, self.segments.shape)
+    def rows(self, flat: np.ndarray) -> np.ndarray:
+        """Of what there is for all positions, `[F, d]`, that of this block, `[rows, length, d]`."""
+        return flat[self.begin : self.begin + self.segments.size].reshape(*self.segments.shape, -1)
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Where texts stand in the rows of some blocks, flattened one after the other to `positions` of them.
 
-    Of each text: `lengths` `[S]`, `starts` `[S]` its first position, and `cells` `[S]` its place where each row has as
-    many as its block's `texts` say. `held` `[P]` are all positions of texts, text after text, and `within` `[P]` counts
-    those of each text from 0 on.
+    Of each text: `lengths` `[S]`, `starts` `[S]` its first position, and `cells` `[S]` its place where all rows of a
+    block have as many. `firsts` has the first positions by cell, and a zero one, see `Packed`, in cells without a text.
+    `held` `[P]` are all positions of texts, text after text, and `within` `[P]` counts those of each text from 0 on.
     """
 
     blocks: tuple[Block, ...]
@@ -67,6 +62,7 @@ class Layout:
     lengths: Index
     starts: Index
     cells: Index
+    firsts: Index
     held: Index
     within: Index
 
@@ -94,33 +90,40 @@ class Layout:
         held = np.repeat(first, sizes) + counted
         segments = np.zeros(begin, dtype=np.int64)
         segments[held] = np.repeat(np.array(numbers), sizes)
-        blocks = tuple(
-            Block(start, texts, torch.from_numpy(segments[start : start + rows * length].reshape(rows, length)), own)
-            for start, texts, rows, length, own in shapes
-        )
-        return cls(blocks, begin, costs, sizes, first, np.array(cells), held, counted)
+        firsts = np.full(places, begin)
+        firsts[cells] = first
+        blocks = []
+        for start, texts, rows, length, own in shapes:
+            begins = start + length * np.arange(rows)[:, None]
+            in_row = np.minimum(firsts[own].reshape(rows, texts) - begins, length - 1)
+            blocks.append(Block(start, segments[start : start + rows * length].reshape(rows, length), in_row, own))
+        return cls(tuple(blocks), begin, costs, sizes, first, np.array(cells), firsts, held, counted)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def spread(self, values: Index, fill: int) -> Tensor:
+    def spread(self, values: Index, fill: int) -> Index:
         """`values` `[P]` of all positions of texts where they stand, and a little further on, as `Packed.flat` is."""
         spread = np.full(self.positions + LENGTH_STEP, fill, dtype=np.int64)
         spread[self.held] = values
-        return torch.from_numpy(spread)
+        return spread
 
     @cached_property
-    def firsts(self) -> Tensor:
-        """The first position of each text, by cell; a zero one, see `Packed`, in cells without a text."""
-        firsts = np.full(self.blocks[-1].cells.stop, self.positions)
-        firsts[self.cells] = self.starts
-        return torch.from_numpy(firsts)
+    def nth(self) -> Index:
+        """`within`, where the positions stand."""
+        return self.spread(self.within, 0)
+
+    @cached_property
+    def source(self) -> Index:
+        """Where the positions stand among the texts padded to their longest, on the right: `[F]`, in `[S * T]`."""
+        rows = np.arange(len(self)) * self.lengths.max()
+        return self.spread(np.repeat(rows, self.lengths) + self.within, 0)
 
     @cached_property
     def ends(self) -> Layout:
         """That of the first positions alone, by cell. They are in no rows: nothing is run on them any more."""
-        ones, places = np.ones_like(self.lengths), self.blocks[-1].cells.stop
-        return Layout((), places, self.costs, ones, self.cells, self.cells, self.cells, ones - 1)
+        ones, places = np.ones_like(self.lengths), np.arange(len(self.firsts))
+        return Layout((), len(places), self.costs, ones, self.cells, self.cells, places, self.cells, ones - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +202,7 @@ class Packed:
         lengths = self.lengths
         layout = Layout.of(tuple(lengths.tolist()), self.layout.costs)
         source = layout.spread(np.repeat(self.starts, lengths) + layout.within, len(self.flat) - 1)
-        return self.all(self.flat.index_select(0, source), layout)
+        return self.all(self.flat.index_select(0, torch.from_numpy(source)), layout)
 
     def firsts(self) -> Tensor:
         """The first position of each, `[S, 1, d]`."""

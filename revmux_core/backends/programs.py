@@ -101,17 +101,19 @@ class TokenPath(nn.Module):
         super().__init__()
         self._backbone = backbone
         self.layers = layers
+        # Else the first trace would take it for a part of the program.
+        backbone.join_tables()
 
     def example(self, count: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` takes, of so many rows of two texts."""
         ids = torch.arange(length)
-        tokens = self._backbone.table_rows(ids, ids, None).expand(count, -1, -1).contiguous()
+        tokens = torch.stack([ids, ids * 0, ids], dim=-1).expand(count, -1, -1).contiguous()
         segments = (ids * 2 // length + 1).expand(count, -1).contiguous()
         return tokens, segments, torch.tensor([[0, length // 2, length - 1]]).repeat(count, 1)
 
-    def _head(self, pooled: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """What is read at positions `[R, K]`, `[R*K, d]`, by position, and its logits."""
-        return pooled.unflatten(0, at.shape), self._backbone.head(pooled).unflatten(0, at.shape)
+    def _head(self, pooled: Tensor, at: Tensor) -> Tensor:
+        """What is read at positions `[R, K]`, `[R*K, d]`, by position, and behind it its logits: `[R, K, d + C]`."""
+        return torch.cat([pooled, self._backbone.head(pooled)], dim=-1).unflatten(0, at.shape)
 
 
 class PlainPath(TokenPath):
@@ -121,10 +123,10 @@ class PlainPath(TokenPath):
         super().__init__(backbone, layers)
         self._end = PackedEnd(backbone, layers)
 
-    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of tokens `[R, T, k]`, as `table_rows` has them, `segments` and `at` as in `PackedEnd`, to what the head
-        reads there, `[R, K, d]`, and its logits `[R, K, C]`."""
-        states = self._end(self._backbone.embed_rows(tokens), segments, at)
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> Tensor:
+        """Rows of tokens `[R, T, 3]`, as `embed_tokens` takes them, `segments` and `at` as in `PackedEnd`, to what the
+        head reads there and its logits, `[R, K, d + C]`."""
+        states = self._end(self._backbone.embed_tokens(tokens), segments, at)
         return self._head(states.flatten(0, 1), at)
 
 
@@ -137,18 +139,18 @@ class ExitPath(TokenPath):
         self._shortcut = Shortcut(backbone, multiplexer)
         self._demultiplex = Demultiplexing(backbone, multiplexer)
 
-    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """As `PlainPath`, and the rows' states after the layers, `[R, T, d]`."""
-        hidden = self._run(self._backbone.embed_rows(tokens), segments)
+        hidden = self._run(self._backbone.embed_tokens(tokens), segments)
         firsts = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
         own = self._shortcut(hidden, segments, firsts).flatten(0, 1)
         alone = firsts.flatten(0, 1).unsqueeze(1)
         pooled = self._demultiplex(alone, own, torch.ones_like(alone[..., 0]))
-        return *self._head(pooled, at), hidden
+        return self._head(pooled, at), hidden
 
 
 class Program:
-    """A compiled module, which `compiled` makes. Tensors are shared with PyTorch: none is copied on its way in.
+    """A compiled module, which `compiled` makes. Arrays are shared with it: none is copied on its way in.
 
     OpenVINO prepares all of a program anew whenever its inputs have other shapes than the last time, which takes up to
     as long as a text alone does. So a program may have copies for single rows, each for the length that it ran last.
@@ -166,19 +168,19 @@ class Program:
         with ThreadPoolExecutor() as pool:
             self._spare += pool.map(lambda _: self._compiled(), range(count))
 
-    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The module's outputs."""
         _infer(self._request, inputs)
         # Copied: the next run overwrites the program's own outputs, whose shapes only it knows beforehand.
         outputs = range(len(self._request.model_outputs))
-        return tuple(torch.from_numpy(self._request.get_output_tensor(n).data.copy()) for n in outputs)
+        return tuple(self._request.get_output_tensor(number).data.copy() for number in outputs)
 
-    def run_into(self, outputs: Sequence[Tensor], *inputs: Tensor) -> None:
-        """Has the module write its outputs there, contiguous tensors of the right shapes."""
+    def run_into(self, outputs: Sequence[np.ndarray], *inputs: np.ndarray) -> None:
+        """Has the module write its outputs there, contiguous arrays of the right shapes."""
         rows, length, *_ = inputs[0].shape
         request = self._for_row(length) if rows == 1 else self._request
         for number, output in enumerate(outputs):
-            request.set_output_tensor(number, _shared(output))
+            request.set_output_tensor(number, ov.Tensor(output, shared_memory=True))
         _infer(request, inputs)
 
     def _for_row(self, length: int) -> ov.InferRequest:
@@ -306,17 +308,13 @@ def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> 
     layers = len(module.layers) if isinstance(module, Layers | PackedEnd | TokenPath) else 1
     tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
-    check_outputs("openvino", program.run(*example), expected, mask, tolerance)
+    found = [torch.from_numpy(output) for output in program.run(*(tensor.numpy() for tensor in example))]
+    check_outputs("openvino", found, expected, mask, tolerance)
 
 
-def _infer(request: ov.InferRequest, inputs: tuple[Tensor, ...]) -> None:
+def _infer(request: ov.InferRequest, inputs: tuple[np.ndarray, ...]) -> None:
     # Held until they were read: sharing does not keep them alive.
-    held = [tensor.contiguous() for tensor in inputs]
-    for number, tensor in enumerate(held):
-        request.set_input_tensor(number, _shared(tensor))
+    held = [np.ascontiguousarray(array) for array in inputs]
+    for number, array in enumerate(held):
+        request.set_input_tensor(number, ov.Tensor(array, shared_memory=True))
     request.infer()
-
-
-def _shared(tensor: Tensor) -> ov.Tensor:
-    array: np.ndarray = tensor.detach().numpy()
-    return ov.Tensor(array, shared_memory=True)

@@ -152,10 +152,10 @@ def test_texts_that_share_a_row_are_embedded_as_by_themselves(family: str) -> No
     positions = torch.arange(9).expand_as(ids)[mask == 1]
     with torch.inference_mode():
         expected = backbone.embed(ids, mask, type_ids)[mask == 1]
-        types = None if type_ids is None else type_ids[mask == 1]
+        types = torch.zeros_like(texts) if type_ids is None else type_ids[mask == 1]
+        tokens = torch.stack([texts, types, positions], dim=-1)
         for _ in range(2):
-            found = backbone.embed_rows(backbone.table_rows(texts, positions, types))
-            assert torch.equal(found, expected)
+            assert torch.equal(backbone.embed_tokens(tokens), expected)
         assert torch.equal(backbone.embed(ids, mask, type_ids)[mask == 1], expected)
     tables = backbone.model.get_input_embeddings().weight
     assert not tables.is_inference()

@@ -65,7 +65,8 @@ def test_layers_are_pytorchs_whatever_the_lengths(
     # As well where some of those that are laid out together go on, and in another order.
     whole = Packed.of(texts, RowCosts(0.1, together))
     # Few shapes, however many texts come to stand in a row.
-    assert all(block.texts == 1 or block.texts % CELL_STEP == 0 for block in whole.layout.blocks)
+    places = [block.firsts.shape[1] for block in whole.layout.blocks]
+    assert all(texts == 1 or texts % CELL_STEP == 0 for texts in places)
     part = whole.split([len(texts) // 2, len(texts) - len(texts) // 2])[1]
     for packed, rows in ((whole, slice(None)), (part, slice(len(texts) // 2, None))):
         found = executor.run(packed, layers, False).padded()
@@ -87,7 +88,7 @@ def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: B
         torch.manual_seed(length)
         hidden, segments = torch.randn(rows, length, backbone.hidden_size), torch.ones(rows, length, dtype=torch.long)
         output = torch.empty_like(hidden)
-        program.run_into([output], hidden, segments)
+        program.run_into([output.numpy()], hidden.numpy(), segments.numpy())
         return output
 
     lengths = [16, 32, 48]
@@ -176,7 +177,7 @@ def test_every_familys_plain_path_and_first_exit_are_programs_from_tokens_to_log
     ids, mask, type_ids = inputs(backbone, segments=family in ("bert", "electra"))
     lengths = tuple(mask.sum(dim=1).tolist())
     for point, whole in ((reference.plain, True), (first, True), (later, False)):
-        assert (executor.answer(point, ids, mask, type_ids, lengths) is not None) == whole
+        assert (executor.answer(point, ids, type_ids, lengths) is not None) == whole
         group = Group(point, (2, 0, 3, 1))
         place = torch.tensor([1, 3, 0, 2])
         batch = MuxBatch(MuxPlan((group,)), lengths, mask, ids, type_ids, place)
@@ -188,7 +189,7 @@ def test_every_familys_plain_path_and_first_exit_are_programs_from_tokens_to_log
             torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
     # Where products are rounded, what is float32 stays outside.
     rounded = OpenVinoExecutor(compiled, torch.bfloat16)
-    assert rounded.answer(first, ids, mask, type_ids, lengths) is None
+    assert rounded.answer(first, ids, type_ids, lengths) is None
 
 
 def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch() -> None:
