@@ -21,7 +21,7 @@ SHORTEST_ROWS = 64
 
 LENGTH_STEP = 16
 """Rows are as long as a multiple of this. With AMX positions of rows of other lengths cost up to a third more
-(`docs/performance/cpu.md`)."""
+(`docs/performance/latency.md`)."""
 
 
 @dataclass(frozen=True, slots=True)

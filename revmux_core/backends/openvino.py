@@ -1,7 +1,7 @@
 """Layers compiled by OpenVINO, for CPUs.
 
 Hidden states between programs, embeddings and heads are float32, whatever the matrix products of layers and adapters
-are in. Measured in `docs/performance/cpu.md`.
+are in. Measured in `docs/performance/cpu.md` and `latency.md`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ each copy holds its own."""
 
 AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
 """Where the CPU has AMX: matrix products of positions that are no multiple of this take as long as those of the
-next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance/cpu.md`)."""
+next multiple, or longer: of 1,008 as long as of 1.2 times 1,024 (`docs/performance/latency.md`)."""
 
 
 Key = tuple[Callable[..., nn.Module], Piece | Multiplexer | OperatingPoint]
