@@ -115,7 +115,8 @@ class Layout:
 
     @cached_property
     def source(self) -> Index:
-        """Where the positions stand among the texts padded to their longest, on the right: `[F]`, in `[S * T]`."""
+        """Where the positions stand among the texts padded to their longest, on the right, 0 where none does: `[F]`, in
+        `[S * T]`."""
         rows = np.arange(len(self)) * self.lengths.max()
         return self.spread(np.repeat(rows, self.lengths) + self.within, 0)
 

@@ -163,6 +163,23 @@ def test_every_point_answers_as_in_pytorch(compiled: Bundle, calibrated_path: Pa
     compiled.classifier.executor.limit(reference.points)
 
 
+def test_new_texts_are_answered_beside_a_longer_one_that_goes_on(compiled: Bundle, calibrated_path: Path) -> None:
+    """Whose row is as long as that of no text that starts with its tokens."""
+    reference, pad_id = load_bundle(calibrated_path).classifier, compiled.tokenizer.pad_id
+    plain = reference.plain
+    leaves = next(point for point in reference.points if point.width == 1 and point != plain)
+    samples = random_samples(compiled, 9)[1]
+    long = max(samples, key=len)
+    short = [sample for sample in samples if len(sample) < len(long)]
+    goes_on, begin = Group(plain, (0,), leaves.prefill), Group(plain, tuple(range(1, len(short) + 1)))
+    logits = []
+    for classifier in (compiled.classifier, reference):
+        alone = Group(leaves, (0,))
+        states = classifier(collate([long], MuxPlan((alone,)), pad_id)).prefilled(alone, 0)
+        logits.append(classifier(collate([states, *short], MuxPlan((goes_on, begin)), pad_id)).logits)
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("family", encoder.FAMILIES)
 def test_every_familys_plain_path_and_first_exit_are_programs_from_tokens_to_logits(family: str) -> None:
     backbone = view(make(family))
