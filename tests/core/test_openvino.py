@@ -18,7 +18,7 @@ from revmux_core.backbones import encoder, view
 from revmux_core.backends import programs
 from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
 from revmux_core.backends.packed import CELL_STEP, Packed
-from revmux_core.backends.programs import Compiler, PackedLayers, Program, has_bfloat16
+from revmux_core.backends.programs import Compiler, PackedLayers, PlainPath, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import MuxBatch, collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
@@ -178,6 +178,21 @@ def test_new_texts_are_answered_beside_a_longer_one_that_goes_on(compiled: Bundl
         states = classifier(collate([long], MuxPlan((alone,)), pad_id)).prefilled(alone, 0)
         logits.append(classifier(collate([states, *short], MuxPlan((goes_on, begin)), pad_id)).logits)
     torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_program_whose_logits_alone_are_wrong_is_refused(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little they are beside what they are made from."""
+    backbone = compiled.classifier.backbone
+    assert isinstance(backbone, encoder.EncoderBackbone)
+    head = encoder.EncoderBackbone.head
+
+    def traced_wrongly(own: encoder.EncoderBackbone, pooled: torch.Tensor) -> torch.Tensor:
+        return head(own, pooled) * (0.7 if torch.jit.is_tracing() else 1)
+
+    monkeypatch.setattr(encoder.EncoderBackbone, "head", traced_wrongly)
+    path = PlainPath(backbone, backbone.layers(0, backbone.num_layers))
+    with pytest.raises(RevmuxError, match="does not compute what PyTorch computes"):
+        Compiler(torch.float32).compile([path], backbone.hidden_size)
 
 
 @pytest.mark.parametrize("family", encoder.FAMILIES)
