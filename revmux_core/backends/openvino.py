@@ -140,11 +140,12 @@ class OpenVinoExecutor:
         return self._run_to_end(states, last) if firsts else self._run(states, last)
 
     def _run(self, states: Packed, piece: Piece) -> Packed:
-        flat, program = torch.empty_like(states.flat), self._program(PackedLayers, piece)
-        flat[states.layout.positions :] = 0
-        for block in states.layout.blocks:
-            program.run_into([block.rows(flat.numpy())], block.rows(states.flat.numpy()), block.segments)
-        return replace(states, flat=flat)
+        layout, program, before = states.layout, self._program(PackedLayers, piece), states.flat.numpy()
+        flat = np.empty_like(before)
+        flat[layout.positions :] = 0
+        for block in layout.blocks:
+            program.run_into([block.rows(flat)], block.rows(before), block.segments)
+        return replace(states, flat=torch.from_numpy(flat))
 
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
         """The first positions of all, after a piece that ends with the last layer."""
@@ -291,8 +292,7 @@ def _tokens(layout: Layout, ids: Tensor, type_ids: Tensor | None) -> np.ndarray:
     # In NumPy, whose small operations take a fraction of PyTorch's.
     tokens = np.zeros((len(layout.source), 3), np.int64)
     longest = layout.lengths.max()
-    tokens[:, 0] = ids.numpy()[:, :longest].ravel()[layout.source]
-    if type_ids is not None:
-        tokens[:, 1] = type_ids.numpy()[:, :longest].ravel()[layout.source]
+    for part, values in enumerate([ids] if type_ids is None else [ids, type_ids]):
+        tokens[:, part] = values.numpy()[:, :longest].ravel()[layout.source]
     tokens[:, 2] = layout.nth
     return tokens
