@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
 
@@ -38,6 +39,15 @@ Given = TypeVar("Given", bound=Promise)
 WINDOW = 1024
 """Entries at the head of the queue that a batch is chosen from. It bounds planning to about a millisecond."""
 
+BRIEF_SECONDS = 0.02
+"""What the device computes in so long is brief, where it shares its cores. Probes and deadlines wait as long for a
+batch that is run in the event loop's thread. Of more texts than that a common batch answers the slowest of them later
+(`docs/performance/latency.md`)."""
+
+TURNS = 3
+"""Turns of the event loop after which it has written the answers of a batch, and admitted what came meanwhile and what
+clients on this machine ask for next. With two, no more than before share a batch."""
+
 AUDITS_HELD = 32
 """Audits that wait for an idle device. As many at once are a batch worth running while others wait: without it a
 server that is never idle would never be audited."""
@@ -64,15 +74,21 @@ class Scores:
 
 
 class BatchEngine(Protocol):
-    """The device, as the batcher sees it: runs batches one after the other, in the order in which they are given.
+    """The device, as the batcher sees it: runs one batch at a time.
 
-    Where it `packs`, unlike lengths in a batch cost next to nothing.
+    Where it `packs`, unlike lengths in a batch cost next to nothing. Where it `shares_cores`, answers are written on
+    the cores that it computes on, and either takes as long as it holds up the other.
     """
 
     @property
     def packs(self) -> bool: ...
 
-    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> Awaitable[Scores]: ...
+    @property
+    def shares_cores(self) -> bool: ...
+
+    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps, here: bool) -> Awaitable[Scores]:
+        """Where `here` it may compute in the event loop's own thread, which has nothing else to do meanwhile."""
+        ...
 
     def agrees(self, logits: Sequence[float], reference: Sequence[float]) -> bool:
         """Whether one sample's logits give the answer of the plain model's."""
@@ -84,9 +100,11 @@ class Batcher:
 
     Work-conserving: a free device gets the next batch at once, however small. While a batch runs the next one
     gathers, and is planned only when the device is free, so that late arrivals still join; but once the queue fills a
-    batch on its own, one more is handed over early, and the device finds it collated when it finishes. Audits of
-    what is answered run one by one where nothing else waits, or together once `AUDITS_HELD` of them do. What a batch
-    fails on is tried again before all else, in halves, until it fails alone or does not.
+    batch on its own, one more is handed over early, and the device finds it collated when it finishes. A device that
+    shares its cores, and has little to do, gets it a moment later, once answers are written: both at once gain nothing,
+    and whoever comes by then still joins. Audits of what is answered run one by one where nothing else waits, or
+    together once `AUDITS_HELD` of them do. What a batch fails on is tried again before all else, in halves, until it
+    fails alone or does not.
     """
 
     def __init__(
@@ -176,8 +194,7 @@ class Batcher:
         )
         if not self._dispatch_due and self._device_wants_more(queued.tokens + new.tokens):
             # After the callbacks that are ready now, so that requests which arrived together share a batch.
-            self._dispatch_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch, context=self._context)
+            self._dispatch_after(1)
         if not self._growth_due:
             self._growth_due = True
             asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_growth)
@@ -192,11 +209,12 @@ class Batcher:
 
     async def close(self) -> None:
         """Waits for the batches that run. Whoever closes sees to it that no request waits any more."""
-        while self._running:
+        while self._running or self._dispatch_due:
             self._audits = WaitingQueue()
-            await asyncio.gather(*self._running)
+            await asyncio.gather(asyncio.sleep(0), *self._running)
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, written: bool) -> None:
+        """`written`: so are the answers of all batches that are over."""
         self._dispatch_due = False
         while self._retries or len(self._queue) or len(self._audits):
             if not self._device_wants_more(self._queue.load.tokens):
@@ -212,7 +230,7 @@ class Batcher:
             # goes into one batch, and hardly any leaves others: 24 of 560 did, and a neighbour that took half of the
             # core went unnoticed.
             full = len(self._queue) > 0 or len(self._running) > 0
-            task = asyncio.get_running_loop().create_task(self._run(entries, plan, full))
+            task = asyncio.get_running_loop().create_task(self._run(entries, plan, full, written))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         self._report()
@@ -242,8 +260,18 @@ class Batcher:
         """Whether a batch may be handed over while so many tokens wait."""
         return not self._running or (len(self._running) == 1 and waiting >= self._budget)
 
-    async def _run(self, entries: list[Entry], plan: MuxPlan, full: bool) -> None:
-        """Has one batch computed; then first gives the device its next one and only then hands out the answers."""
+    def _dispatch_after(self, turns: int) -> None:
+        """Dispatches after so many turns of the event loop, with all answers written."""
+        self._dispatch_due = True
+        later = partial(self._dispatch_after, turns - 1) if turns > 1 else partial(self._dispatch, written=True)
+        asyncio.get_running_loop().call_soon(later, context=self._context)
+
+    def _is_brief(self, tokens: int) -> bool:
+        """Whether so many tokens are few enough for one thing after the other."""
+        return self._engine.shares_cores and tokens <= BRIEF_SECONDS * self._speed.tokens_per_second
+
+    async def _run(self, entries: list[Entry], plan: MuxPlan, full: bool, written: bool) -> None:
+        """Has one batch computed; then gives the device its next one, see the class, and hands out the answers."""
         steps = Steps(entries, plan, self._menu)
         tokens = steps.tokens
         self._running_tokens += tokens
@@ -252,7 +280,8 @@ class Batcher:
         scores: Scores | None = None
         suspects: Collection[int] = range(len(entries))
         try:
-            scores = await self._engine.run([entry.sample for entry in entries], steps)
+            here = written and self._is_brief(tokens)
+            scores = await self._engine.run([entry.sample for entry in entries], steps, here)
             suspects = steps.suspects
             if suspects:
                 logger.error(
@@ -283,7 +312,10 @@ class Batcher:
                     entries[number], steps.points[number], steps.cascades[number], states, scores.logits[number]
                 ):
                     going_on.add(number)
-        self._dispatch()
+        if self._is_brief(tokens + self._queue.load.tokens):
+            self._dispatch_after(TURNS)
+        else:
+            self._dispatch(written=False)
         if tracing():
             record_batch(
                 [request.trace for request in requests],

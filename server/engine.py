@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from server.device_memory import DeviceMemory
 from server.errors import DeviceLost
 from server.settings import Settings, SettingsError
 from server.steps import Steps
+
+Result = TypeVar("Result")
 
 WARM_UP_LENGTHS = (32, 128)
 """Tokens of the warm-up's samples. Around them the first batches of a process pay for kernels and memory."""
@@ -101,7 +105,7 @@ Parts = Sequence[tuple[tuple[int, ...], MuxBatch]]
 
 
 class Engine:
-    """Runs batches on `device`, one after the other, in the order in which they were handed over.
+    """Runs batches on `device`, one after the other.
 
     Collation runs in the caller's thread, so that it overlaps with the batch that the device thread computes. A GPU's
     results are awaited in another thread, so that the device thread can launch the next batch meanwhile and the GPU
@@ -119,8 +123,9 @@ class Engine:
         if beside is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-device")
             self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="revmux-reader")
+            self._free = threading.Lock()
         else:
-            self._thread, self._reader = beside._thread, beside._reader
+            self._thread, self._reader, self._free = beside._thread, beside._reader, beside._free
         self._part_cost = math.inf
         self._problem = bundle.classifier.backbone.problem
 
@@ -129,17 +134,34 @@ class Engine:
         """Whether unlike lengths in a batch cost next to nothing, see `Executor`."""
         return self._bundle.classifier.executor.packs
 
-    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the device is the CPU that everything else runs on, too."""
+        return self._device.type == "cpu"
+
+    async def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps, here: bool = False) -> Scores:
         """Scores of `samples` after all their `steps`, and the states of those that are audited.
 
-        `steps.suspects` have no scores. The future raises `DeviceLost` where the device can compute nothing any more.
+        Where `here` OpenVINO computes in the caller's thread, if the device is free: that saves two changes of threads.
+        In PyTorch it made no difference (`docs/performance/latency.md`). `steps.suspects` have no scores. Raises
+        `DeviceLost` where the device can compute nothing any more.
         """
         parts = self._collate(samples, steps.step.plan)
         loop = asyncio.get_running_loop()
-        if self._device.type != "cuda":
-            return loop.run_in_executor(self._thread, lambda: self._finish(self._launch(parts), steps, self._launch))
-        launched = self._thread.submit(self._launch, parts)
-        return loop.run_in_executor(self._reader, lambda: self._read(launched, steps))
+        if self._device.type == "cuda":
+            launched = self._thread.submit(self._launch, parts)
+            return await loop.run_in_executor(self._reader, lambda: self._read(launched, steps))
+
+        def compute() -> Scores:
+            return self._finish(self._launch(parts), steps, self._launch)
+
+        # Behind a batch that was handed over before, or another model's that warms up, it waits in the thread.
+        if here and self._bundle.classifier.executor.backend == "openvino" and self._free.acquire(blocking=False):
+            try:
+                return compute()
+            finally:
+                self._free.release()
+        return await loop.run_in_executor(self._thread, self._alone, compute)
 
     def agrees(self, logits: Sequence[float], reference: Sequence[float]) -> bool:
         """Whether one sample's logits give the answer of the plain model's, as `Scores` have them."""
@@ -174,7 +196,7 @@ class Engine:
         # The first run of a shape pays for kernels and memory, the second is what serving will pay. On a CPU that is
         # little beside a batch, once the point has run.
         for _ in range(1 if composites > 1 and self._device.type == "cpu" else 2):
-            seconds = self._thread.submit(lambda parts: self._launch(parts).wait(), batch).result()
+            seconds = self._thread.submit(self._alone, lambda: self._launch(batch).wait()).result()
         return Timing(point, rows, len(tokens), seconds)
 
     def memory(self) -> DeviceMemory:
@@ -187,6 +209,11 @@ class Engine:
         """Ends the threads, which must not be another engine's any more."""
         self._thread.shutdown()
         self._reader.shutdown()
+
+    def _alone(self, work: Callable[[], Result]) -> Result:
+        """What `work` comes to, while the device computes nothing else."""
+        with self._free:
+            return work()
 
     def _collate(self, samples: Sequence[Tokens | Prefilled], plan: MuxPlan) -> Parts:
         backbone, pad_id = self._bundle.classifier.backbone, self._bundle.tokenizer.pad_id

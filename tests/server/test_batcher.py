@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revmux_core.backends import BackendName
 from revmux_core.batch import Prefilled, collate
-from revmux_core.bundle import Bundle
+from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.cascade import Cascade
 from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.multiplexing import EARLY_EXIT, make_multiplexer
@@ -24,7 +28,7 @@ from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from server.adaptive import AdaptiveMenu, Rung
 from server.admission import Load, QueueLimits
-from server.batcher import AUDITS_HELD, Batcher, Pending, Scores, Terms
+from server.batcher import AUDITS_HELD, BRIEF_SECONDS, Batcher, Pending, Scores, Terms
 from server.engine import WARM_UP_SECONDS, Engine
 from server.errors import ClientDisconnected, DeviceLost, InferenceFailed, QueueFull, QueueTooLong
 from server.guard import Audit, Guards
@@ -59,15 +63,18 @@ class ManualDevice:
         unsure: Callable[[list[int], OperatingPoint], bool] = lambda ids, point: False,
         broken: Callable[[list[int]], bool] = lambda ids: False,
         memory: float = math.inf,
+        shares_cores: bool = False,
     ) -> None:
+        self.shares_cores = shares_cores
         self.batches: list[tuple[Sequence[Tokens | Prefilled], asyncio.Future[Scores]]] = []
         self.plans: list[MuxPlan] = []
+        self.here: list[bool] = []
         self._unsure = unsure
         self._broken = broken
         self._memory = memory
         self._asked: list[Steps] = []
 
-    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps) -> asyncio.Future[Scores]:
+    def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps, here: bool) -> asyncio.Future[Scores]:
         plan = steps.step.plan
         assert plan.samples == len(samples)
         for group in plan.groups:
@@ -76,6 +83,7 @@ class ManualDevice:
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.batches.append((samples, future))
         self.plans.append(plan)
+        self.here.append(here)
         self._asked.append(steps)
         return future
 
@@ -159,10 +167,12 @@ submit = st.tuples(
 step = st.one_of(submit, st.sampled_from([("finish",), ("fail",), ("withdraw",), ("settle",)]))
 
 
-@given(st.lists(step, max_size=40), st.randoms(use_true_random=False))
-def test_answers_reach_their_own_request_under_any_interleaving(steps: list[Any], random: Any) -> None:
+@given(st.lists(step, max_size=40), st.booleans(), st.randoms(use_true_random=False))
+def test_answers_reach_their_own_request_under_any_interleaving(
+    steps: list[Any], shares_cores: bool, random: Any
+) -> None:
     async def scenario() -> None:
-        device = ManualDevice(lambda ids, point: random.random() < 0.5)
+        device = ManualDevice(lambda ids, point: random.random() < 0.5, shares_cores=shares_cores)
         audits: list[Audit] = []
         batcher = batcher_on(device, guards=Guards(0.9, 0.2, audits.append, random))
         requests: dict[int, tuple[Pending, int, int, bool]] = {}
@@ -221,6 +231,49 @@ async def test_while_a_batch_runs_the_next_one_gathers() -> None:
     assert [len(samples) for samples, _ in device.batches] == [4]
     device.finish()
     await batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("shares_cores", "waiting", "together", "here"),
+    [(True, 5, 2, [True, True]), (True, 6, 1, [True, False]), (True, 40, 1, [True, False]), (False, 5, 1, [False] * 2)],
+)
+async def test_on_shared_cores_who_is_answered_may_join_the_few_that_wait(
+    shares_cores: bool, waiting: int, together: int, here: list[bool]
+) -> None:
+    device = ManualDevice(shares_cores=shares_cores)
+    # A batch that is over and what waits for the next one are few up to ten tokens in all.
+    batcher = batcher_on(device, tokens_per_second=10 / BRIEF_SECONDS)
+    first = batcher.submit(samples_of(0, [5]), Terms(1))
+    await settle()
+
+    async def ask_again() -> None:
+        await first.answers
+        batcher.submit(samples_of(2, [2]), Terms(1))
+
+    asking = asyncio.create_task(ask_again())
+    batcher.submit(samples_of(1, [waiting]), Terms(1))
+    device.finish()
+    await settle()
+    assert asking.done()
+    assert [len(samples) for samples, _ in device.batches] == [together]
+    assert device.here == here
+    await finish_all(device, batcher)
+
+
+@pytest.mark.parametrize("few", [True, False])
+async def test_a_batcher_that_closes_leaves_no_audit_for_later(few: bool) -> None:
+    device = ManualDevice(shares_cores=few)
+    batcher = batcher_on(device, guards=Guards(0.9, 1))
+    pending = batcher.submit(samples_of(0, [5]), Terms(1, guaranteed=True))
+    await settle()
+    device.finish()
+    await pending.answers
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    while not closing.done():
+        device.finish()
+        await settle()
+    assert not device.batches
 
 
 async def test_what_is_not_sure_goes_on_in_its_own_batch() -> None:
@@ -508,6 +561,41 @@ async def test_the_real_engine_answers_as_the_classifier_does(tiny_bundle: Bundl
     expected = classifier(collate(samples, MuxPlan((Group(point, order),)), tiny_bundle.tokenizer.pad_id)).logits
     torch.testing.assert_close(torch.tensor([answer.logits for answer in answers.items]), expected)
     assert [answer.point.width for answer in answers.items] == [max_width] * max_width
+    engine.close()
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+async def test_openvino_computes_where_it_may_unless_the_device_is_busy(
+    calibrated_path: Path, backend: BackendName
+) -> None:
+    pytest.importorskip(backend)
+    bundle = load_bundle(calibrated_path, backend=backend)
+    point = bundle.classifier.plain
+    engine = Engine(bundle, (point,), torch.device("cpu"))
+    # As another model's is that was warmed up in its thread.
+    beside = Engine(bundle, (point,), torch.device("cpu"), engine)
+    beside.warm_up(64)
+    here: list[bool] = []
+    begun, let_go = threading.Event(), threading.Event()
+
+    def note(*_: Any) -> None:
+        here.append(threading.current_thread() is threading.main_thread())
+        begun.set()
+        let_go.wait(10)
+
+    bundle.classifier.register_forward_hook(note)
+    samples = bundle.tokenizer([("a good film", None)])
+    steps = partial(Steps, [Waiting(len(samples[0]))], MuxPlan((Group(point, (0,)),)), Menu((point,)))
+    busy = asyncio.create_task(engine.run(samples, steps(), here=False))
+    await asyncio.to_thread(begun.wait, 10)
+    behind = asyncio.create_task(beside.run(samples, steps(), here=True))
+    await settle()
+    assert here == [False]
+    let_go.set()
+    expected = (await busy).logits
+    assert (await behind).logits == expected
+    assert (await beside.run(samples, steps(), here=True)).logits == expected
+    assert here == [False, False, backend == "openvino"]
     engine.close()
 
 
