@@ -139,11 +139,11 @@ class Engine:
         """Whether the device is the CPU that everything else runs on, too."""
         return self._device.type == "cpu"
 
-    async def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps, here: bool = False) -> Scores:
+    async def run(self, samples: Sequence[Tokens | Prefilled], steps: Steps, here: bool) -> Scores:
         """Scores of `samples` after all their `steps`, and the states of those that are audited.
 
         Where `here` OpenVINO computes in the caller's thread, if the device is free: that saves two changes of threads.
-        In PyTorch it made no difference (`docs/performance/latency.md`). `steps.suspects` have no scores. Raises
+        In PyTorch nothing was to be gained (`docs/performance/latency.md`). `steps.suspects` have no scores. Raises
         `DeviceLost` where the device can compute nothing any more.
         """
         parts = self._collate(samples, steps.step.plan)

@@ -67,8 +67,9 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "of the usual size, always the same (`loadtest/overhead/floor.py`).",
         f"## Saturated: {report.concurrency} in flight",
         "Milliseconds of processor time a text. *engine's loop* is the main thread of the process with the model "
-        "(in one process it speaks HTTP as well), *device* that process's other threads, *front end* all other "
-        f"processes. The engine alone (`revmux bench`) does {offline:,.1f} sentences a second, "
+        "(in one process it speaks HTTP as well, and with OpenVINO it computes brief batches), *device* that process's "
+        "other threads, *front end* all other processes. The engine alone (`revmux bench`) does "
+        f"{offline:,.1f} sentences a second, "
         f"{_exact(machine.cores / offline)} ms of these cores each.",
         table(("server", "texts/s", "of offline", "at most", *_PARTS, "generator", "cores busy"), saturated),
         *_generator_verdict(medians),

@@ -625,9 +625,9 @@ async def test_cutting_a_batch_by_length_changes_no_answer(tiny_bundle: Bundle) 
     engine = Engine(tiny_bundle, (two, plain), torch.device("cpu"))
     menu = Menu((two, plain))
     waiting = [Waiting(len(sample), audited=number in (2, 5)) for number, sample in enumerate(samples)]
-    whole = await engine.run(samples, Steps(waiting, plan, menu))
+    whole = await engine.run(samples, Steps(waiting, plan, menu), here=False)
     engine._part_cost = 0.0
-    cut = await engine.run(samples, Steps(waiting, plan, menu))
+    cut = await engine.run(samples, Steps(waiting, plan, menu), here=False)
     real = sum(map(len, samples))
     assert whole.padded_tokens == 7 * len(samples[4])
     assert real <= cut.padded_tokens < 1.1 * real
