@@ -69,8 +69,7 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "Milliseconds of processor time a text. *engine's loop* is the main thread of the process with the model "
         "(in one process it speaks HTTP as well, and with OpenVINO it computes brief batches), *device* that process's "
         "other threads, *front end* all other processes. The engine alone (`revmux bench`) does "
-        f"{offline:,.1f} sentences a second, "
-        f"{_exact(machine.cores / offline)} ms of these cores each.",
+        f"{offline:,.1f} sentences a second, {_exact(machine.cores / offline)} ms of these cores each.",
         table(("server", "texts/s", "of offline", "at most", *_PARTS, "generator", "cores busy"), saturated),
         *_generator_verdict(medians),
         "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
