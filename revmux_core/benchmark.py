@@ -32,7 +32,7 @@ class Speed:
     alone (`OperatingPoint.ideal_speedup`). `over_reference` is the speed-up over the plain path in PyTorch on the same
     weights: in float32 beside OpenVINO, else in the backend's own precision. `adapter_share` is the share of the time
     that went to multiplexing and demultiplexing: were they free, the speed-up would be `speedup / (1 - adapter_share)`.
-    It is None on a GPU, which does them later than it is told to.
+    It is None on a GPU, which does them later than it is told to, and where a program does all of a point.
     """
 
     point: str
@@ -166,6 +166,8 @@ def measure_speed(
     def speed(number: int, load: Load, point: OperatingPoint) -> Speed:
         backbone = load.classifier.backbone
         own, plain = seconds[number, point], seconds[number, load.classifier.plain]
+        # Without the round that warmed up.
+        spent = adapters[number, point][1:]
         return Speed(
             point=point.name,
             width=point.width,
@@ -174,8 +176,7 @@ def measure_speed(
             speedup=median_ratio(plain, own),
             ideal_speedup=point.ideal_speedup(backbone.num_layers, load.classifier.executor.last_layer),
             over_reference=median_ratio(seconds.get((number, None), plain), own),
-            # Without the round that warmed up.
-            adapter_share=None if on_gpu else median_ratio(adapters[number, point][1:], own),
+            adapter_share=None if on_gpu or (own is not plain and not any(spent)) else median_ratio(spent, own),
         )
 
     return [[speed(number, load, point) for point in measured] for number, load in enumerate(loads)]

@@ -124,15 +124,13 @@ class MuxClassifier(nn.Module):
     def forward(self, batch: MuxBatch) -> Outcome:
         groups = batch.plan.groups
         sizes = [len(group.members) for group in groups]
-        states: dict[Group, States] = {}
-        point = groups[0].point
-        alike = all(group.point == point and not group.start for group in groups)
-        whole = self.executor.answer(point, batch.ids, batch.type_ids, batch.lengths) if alike else None
+        whole = None
+        if not any(group.start for group in groups):
+            points = [(group.point, size) for group, size in zip(groups, sizes, strict=True)]
+            whole = self.executor.answer(points, batch.ids, batch.type_ids, batch.lengths)
         if whole is not None:
-            pooled, logits = whole.pooled, whole.logits
-            confidences = self._confidence(point, pooled, logits)
-            if whole.states is not None:
-                states = dict(zip(groups, whole.states.split(sizes), strict=True))
+            pooled, logits = _cat([own.pooled for own in whole]), _cat([own.logits for own in whole])
+            states = {group: own.states for group, own in zip(groups, whole, strict=True) if own.states is not None}
         else:
             tracks = self._tracks(batch)
             self._run(tracks)
@@ -141,9 +139,9 @@ class MuxClassifier(nn.Module):
             logits = self.backbone.head(pooled)
             if batch.words is not None:
                 pooled, logits = batch.words.mean(pooled), batch.words.spread(logits)
-            rows = zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
-            confidences = _cat([self._confidence(group.point, *own) for group, *own in rows])
             states = {track.group: track.prefilled for track in tracks if track.prefilled is not None}
+        rows = zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
+        confidences = _cat([self._confidence(group.point, *own) for group, *own in rows])
         return Outcome(
             batch.in_order(logits),
             batch.in_order(pooled),

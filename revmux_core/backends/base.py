@@ -20,8 +20,8 @@ Laid = TypeVar("Laid", bound=States)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answered(Generic[Laid]):
-    """What an early exit or the plain path came to: `pooled` `[S, d]`, which the head reads, `logits` `[S, C]`, and the
-    states where the exit leaves the layers, None on the plain path."""
+    """What texts at one point came to: `pooled` `[S, d]`, which the head reads, `logits` `[S, C]`, and the states where
+    the point's prefill ends, None on the plain path."""
 
     pooled: Tensor
     logits: Tensor
@@ -61,9 +61,14 @@ class Executor(Protocol[Laid]):
         ...
 
     def answer(
-        self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
-    ) -> Answered[Laid] | None:
-        """What `point` makes of the texts of `embed`, where that is one call from tokens to logits; else None."""
+        self,
+        points: Sequence[tuple[OperatingPoint, int]],
+        ids: Tensor,
+        type_ids: Tensor | None,
+        lengths: tuple[int, ...],
+    ) -> list[Answered[Laid]] | None:
+        """What `points` make of so many of the texts of `embed` each, where none of them takes more than a call or two
+        from tokens to logits; else None."""
         ...
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Laid:

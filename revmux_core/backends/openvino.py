@@ -1,7 +1,7 @@
 """Layers compiled by OpenVINO, for CPUs.
 
-Hidden states between programs, embeddings and heads are float32, whatever the matrix products of layers and adapters
-are in. Measured in `docs/performance/cpu.md` and `latency.md`.
+Hidden states between programs are bfloat16 where matrix products are, else float32, as are embeddings and heads that
+no program holds. Measured in `docs/performance/cpu.md` and `latency.md`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,27 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.base import Answered
-from revmux_core.backends.packed import Layout, Packed
+from revmux_core.backends.packed import Index, Layout, Packed
 from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
-from revmux_core.backends.programs import Compiler, ExitPath, Mix, PackedEnd, PackedLayers, PlainPath, Program, Shortcut
+from revmux_core.backends.programs import (
+    Compiler,
+    CompositePath,
+    ExitPath,
+    Mix,
+    PackedEnd,
+    PackedLayers,
+    PlainPath,
+    PrefillPath,
+    Program,
+    Shortcut,
+    from_numpy,
+    to_numpy,
+)
 from revmux_core.batch import Words
 from revmux_core.classifier import MuxClassifier
 from revmux_core.composites import demultiplex, multiplex
 from revmux_core.multiplexing import Multiplexer
+from revmux_core.multiplexing.reversible import OwnStatesMultiplexer
 from revmux_core.packing import LENGTH_STEP, RowCosts
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
@@ -56,9 +70,9 @@ Key = tuple[Callable[..., nn.Module], Piece | Multiplexer | OperatingPoint]
 class OpenVinoExecutor:
     """Runs layers as compiled pieces, cut where any point of the classifier multiplexes, stops or skips layers.
 
-    The plain path by itself runs as one piece, so that a text alone waits less; in float32 it and the first exit are a
-    program each from tokens to logits. All pieces of the frozen layers are compiled when any is first run, for as many
-    threads as PyTorch has. `dtype` is the precision of the matrix products.
+    The plain path by itself runs as one piece, so that a text alone waits less: it and the first exit are a program
+    each from tokens to logits, what multiplexes is two, unless words are answered. All pieces of the frozen layers are
+    compiled when any is first run, for as many threads as PyTorch has. `dtype` is the precision of the matrix products.
     """
 
     backend: BackendName = "openvino"
@@ -90,7 +104,11 @@ class OpenVinoExecutor:
 
     def prepare(self, alone: OperatingPoint) -> None:
         multiplexers = [self._multiplexers[point] for point in self._pieces.points if point in self._multiplexers]
-        self._make([*self._frozen(), *(key for multiplexer in multiplexers for key in self._adapters(multiplexer))])
+        adapters = [key for multiplexer in multiplexers for key in self._adapters(multiplexer)]
+        paths: list[Key] = [
+            (path, point) for point in self._whole if point.upper for path in (self._token_path, self._composite_path)
+        ]
+        self._make([*self._frozen(), *adapters, *paths])
         if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_COPIED:
             kind, of = (self._token_path, alone) if alone in self._whole else self._plain
             self._program(kind, of).copy(COPIES)
@@ -99,27 +117,59 @@ class OpenVinoExecutor:
         return Layout.of(tuple(lengths), self._costs).positions
 
     def answer(
-        self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
-    ) -> Answered[Packed] | None:
-        if point not in self._whole:
+        self,
+        points: Sequence[tuple[OperatingPoint, int]],
+        ids: Tensor,
+        type_ids: Tensor | None,
+        lengths: tuple[int, ...],
+    ) -> list[Answered[Packed]] | None:
+        if not all(point in self._whole for point, _ in points):
             return None
         self._compile()
+        answered, first = [], 0
+        for point, count in points:
+            own = slice(first, first + count)
+            answered.append(self._answer(point, ids[own], None if type_ids is None else type_ids[own], lengths[own]))
+            first = own.stop
+        return answered
+
+    def _answer(
+        self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]
+    ) -> Answered[Packed]:
         layout, size = Layout.of(lengths, self._costs), self._backbone.hidden_size
         tokens, flat = _tokens(layout, ids, type_ids), None
-        read = np.empty((len(layout.firsts), size + len(self._backbone.problem.labels)), np.float32)
-        if point.prefill < self._backbone.num_layers:
-            flat = np.empty((len(tokens), size), np.float32)
-            flat[layout.positions :] = 0
         program = self._program(self._token_path, point)
+        read = program.empty(0, len(layout.firsts))
+        if point.prefill < self._backbone.num_layers:
+            flat = program.empty(1, len(tokens))
+            flat[layout.positions :] = 0
         for block in layout.blocks:
             outputs = [block.grid(read)] if flat is None else [block.grid(read), block.rows(flat)]
             program.run_into(outputs, block.rows(tokens), block.segments, block.firsts)
-        pooled, logits = torch.from_numpy(read[layout.cells]).tensor_split([size], dim=1)
-        return Answered(pooled, logits, None if flat is None else Packed.all(torch.from_numpy(flat), layout))
+        read = read[layout.cells]
+        if flat is not None and point.width > 1:
+            read = self._answer_composites(point, flat, layout, read)
+        pooled, logits = torch.from_numpy(read).tensor_split([size], dim=1)
+        return Answered(pooled, logits, None if flat is None else Packed.all(from_numpy(flat), layout))
+
+    def _answer_composites(
+        self, point: OperatingPoint, flat: np.ndarray, layout: Layout, own: np.ndarray
+    ) -> np.ndarray:
+        """What the head reads of samples with the shortcuts `own` `[S, k]`, and its logits behind it: `[S, d + C]`."""
+        program, width = self._program(self._composite_path, point), point.width
+        composites, source = self._composites(layout, layout.lengths, layout.starts, width)
+        read = program.empty(0, len(composites.firsts) * width).reshape(len(composites.firsts), -1)
+        shortcuts = np.zeros((len(composites.firsts), width * own.shape[1]), own.dtype)
+        shortcuts[composites.cells] = own.reshape(len(composites), -1)
+        for block in composites.blocks:
+            cells = (*block.firsts.shape, width, -1)
+            outputs, own = [block.grid(read).reshape(cells)], block.grid(shortcuts).reshape(cells)
+            program.run_into(outputs, flat, block.rows(source), block.segments, block.firsts, own)
+        return read[composites.cells].reshape(len(layout), -1)
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Packed:
         layout = Layout.of(lengths, self._costs)
-        flat = self._backbone.embed_tokens(torch.from_numpy(_tokens(layout, ids, type_ids)))
+        flat = self._backbone.embed_tokens(torch.from_numpy(_tokens(layout, ids, type_ids))).to(self._compiler.states)
         flat[layout.positions :] = 0
         return Packed.all(flat, layout)
 
@@ -140,29 +190,28 @@ class OpenVinoExecutor:
         return self._run_to_end(states, last) if firsts else self._run(states, last)
 
     def _run(self, states: Packed, piece: Piece) -> Packed:
-        layout, program, before = states.layout, self._program(PackedLayers, piece), states.flat.numpy()
+        layout, program, before = states.layout, self._program(PackedLayers, piece), to_numpy(states.flat)
         flat = np.empty_like(before)
         flat[layout.positions :] = 0
         for block in layout.blocks:
             program.run_into([block.rows(flat)], block.rows(before), block.segments)
-        return replace(states, flat=torch.from_numpy(flat))
+        return replace(states, flat=from_numpy(flat))
 
     def _run_to_end(self, states: Packed, piece: Piece) -> Packed:
         """The first positions of all, after a piece that ends with the last layer."""
         layout, program = states.layout, self._program(PackedEnd, piece)
-        flat, before = np.empty((len(layout.firsts), states.flat.shape[1]), np.float32), states.flat.numpy()
+        flat, before = program.empty(0, len(layout.firsts)), to_numpy(states.flat)
         for block in layout.blocks:
             program.run_into([block.grid(flat)], block.rows(before), block.segments, block.firsts)
-        return replace(states, flat=torch.from_numpy(flat), layout=layout.ends)
+        return replace(states, flat=from_numpy(flat), layout=layout.ends)
 
     def pool(self, states: Packed, words: Words | None) -> Tensor:
-        if words is not None:
-            return states.read(words)
-        return states.firsts().squeeze(1)
+        return (states.firsts().squeeze(1) if words is None else states.read(words)).float()
 
     def multiplex(self, multiplexer: Multiplexer, states: Packed) -> tuple[Packed, Tensor, Tensor]:
         if not self._in_rows(multiplexer):
-            return self._multiplex_padded(multiplexer, states.padded())
+            padded = states.padded()
+            return self._multiplex_padded(multiplexer, replace(padded, hidden=padded.hidden.float()))
         own = self._shortcut(multiplexer, states)
         mixed = states if multiplexer.width == 1 else self._mix(multiplexer, states)
         return mixed, own, torch.ones(len(own), 1, dtype=torch.long)
@@ -171,14 +220,14 @@ class OpenVinoExecutor:
         self, multiplexer: Multiplexer, states: Packed, own: Tensor, own_mask: Tensor, words: Words | None
     ) -> Tensor:
         if not self._in_rows(multiplexer):
-            hidden = states.padded(multiplexer.appended).hidden
+            hidden = states.padded(multiplexer.appended).hidden.float()
             return demultiplex(self._backbone, multiplexer, hidden, own, own_mask, words)
         firsts, count = states.firsts(), len(own)
         # Rounded up, for the same reason as rows are packed.
         missing = -count % lcm(SAMPLE_STEP, multiplexer.width)
         own, own_mask = F.pad(own, (0, 0, 0, missing)), F.pad(own_mask, (0, 0, 0, missing), value=1)
         firsts = F.pad(firsts, (0, 0, 0, 0, 0, missing // multiplexer.width))
-        inputs = firsts.numpy(), own.numpy(), own_mask.numpy()
+        inputs = to_numpy(firsts), to_numpy(own), own_mask.numpy()
         (pooled,) = self._program(Demultiplexing, multiplexer).run(*inputs)
         return torch.from_numpy(pooled)[:count]
 
@@ -190,12 +239,12 @@ class OpenVinoExecutor:
         else:
             outputs = self._program(Multiplexing, multiplexer).run(states.hidden.numpy(), states.mask.numpy())
             composites, union, own = map(torch.from_numpy, outputs)
-        texts = [row[held] for row, held in zip(composites, union.bool(), strict=True)]
+        texts = [row[held] for row, held in zip(composites.to(self._compiler.states), union.bool(), strict=True)]
         return Packed.of(texts, self._costs), own, states.mask
 
     def _shortcut(self, multiplexer: Multiplexer, states: Packed) -> Tensor:
         """`Multiplexer.shortcut` of each, `[S, k]`."""
-        layout, parts, flat = states.layout, [], states.flat.numpy()
+        layout, parts, flat = states.layout, [], to_numpy(states.flat)
         pooled = flat[layout.firsts]
         for block in layout.blocks:
             inputs = block.rows(flat), block.segments, block.grid(pooled)
@@ -203,24 +252,32 @@ class OpenVinoExecutor:
             rows, texts, size = own.shape
             parts.append(own.reshape(rows * texts, size))
         own = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return torch.from_numpy(own[layout.cells[states.texts]])
+        return from_numpy(own[layout.cells[states.texts]])
 
     def _mix(self, multiplexer: Multiplexer, states: Packed) -> Packed:
         """`Multiplexer.multiplex`, laid out as its composites will be run."""
-        width = multiplexer.width
-        lengths, starts = states.lengths.reshape(-1, width), states.starts.reshape(-1, width)
-        layout = Layout.of(tuple(lengths.max(axis=1).tolist()), self._costs)
-        step = lcm(POSITION_STEP, self._costs.together)
-        count = -(-(layout.positions + LENGTH_STEP) // step) * step
-        source = np.full((count, width), states.layout.positions)
-        within = layout.within[:, None]
-        held = within < np.repeat(lengths, layout.lengths, axis=0)
-        own = np.repeat(starts, layout.lengths, axis=0) + within
-        source[layout.held] = np.where(held, own, states.layout.positions)
-        flat = np.empty((count, states.flat.shape[1]), np.float32)
-        self._program(Mix, multiplexer).run_into([flat], states.flat.numpy(), source)
+        layout, source = self._composites(states.layout, states.lengths, states.starts, multiplexer.width)
+        # Rounded up, for the same reason as rows are packed.
+        missing = -len(source) % lcm(POSITION_STEP, self._costs.together)
+        source = np.pad(source, ((0, missing), (0, 0)), constant_values=states.layout.positions)
+        program = self._program(Mix, multiplexer)
+        flat = program.empty(0, len(source))
+        program.run_into([flat], to_numpy(states.flat), source)
         flat[layout.positions :] = 0
-        return Packed.all(torch.from_numpy(flat), layout)
+        return Packed.all(from_numpy(flat), layout)
+
+    def _composites(self, layout: Layout, lengths: Index, starts: Index, width: int) -> tuple[Layout, Index]:
+        """How composites of samples of `layout` are laid out, whose states there are as long as `lengths` `[S]` from
+        `starts` `[S]` on, and where each of their positions is in each sample, or a zero one, see `Packed`: `[F, N]`.
+        """
+        free, lengths, starts = layout.positions, lengths.reshape(-1, width), starts.reshape(-1, width)
+        composites = Layout.of(tuple(lengths.max(axis=1).tolist()), self._costs)
+        source = np.full((composites.positions + LENGTH_STEP, width), free)
+        within = composites.within[:, None]
+        own = np.repeat(starts, composites.lengths, axis=0) + within
+        held = within < np.repeat(lengths, composites.lengths, axis=0)
+        source[composites.held] = np.where(held, own, free)
+        return composites, source
 
     def _in_rows(self, multiplexer: Multiplexer) -> bool:
         """Whether texts stay in their rows while they become composites."""
@@ -232,23 +289,30 @@ class OpenVinoExecutor:
         return PackedLayers if self._backbone.problem.by_word else PackedEnd
 
     def _whole_of(self, points: Collection[OperatingPoint]) -> list[OperatingPoint]:
-        """The points that are one program each, from tokens to logits: the plain path, and of the early exits the
-        first, with which cascades begin. Embeddings and heads are float32, so they join products that are, too."""
-        if self._dtype != torch.float32 or self._backbone.problem.by_word:
+        """The points whose way from tokens to logits is a program, or two where texts become composites in between: the
+        plain path, of the early exits the first, with which cascades begin, and what multiplexes."""
+        if self._backbone.problem.by_word:
             return []
         top = self._backbone.num_layers
-        exits = [
-            point
-            for point, multiplexer in self._multiplexers.items()
-            if point in points and (point.kind(top), point.upper) == ("early exit", ()) and multiplexer.positionwise
-        ]
-        return [OperatingPoint.plain(top), *sorted(exits, key=lambda point: point.prefill)[:1]]
+        exits, multiplexed = [], []
+        for point, multiplexer in self._multiplexers.items():
+            if point not in points or not multiplexer.positionwise or not point.prefill:
+                continue
+            if point.width > 1 and isinstance(multiplexer, OwnStatesMultiplexer):
+                multiplexed.append(point)
+            elif point.width == 1 and not point.upper:
+                exits.append(point)
+        return [OperatingPoint.plain(top), *sorted(exits, key=lambda point: point.prefill)[:1], *multiplexed]
 
     def _token_path(self, backbone: PackingBackbone, point: OperatingPoint) -> nn.Module:
         layers = backbone.layers(0, point.prefill)
         if point.prefill == backbone.num_layers:
             return PlainPath(backbone, layers)
-        return ExitPath(backbone, layers, self._multiplexers[point])
+        return (PrefillPath if point.upper else ExitPath)(backbone, layers, self._multiplexers[point])
+
+    def _composite_path(self, backbone: PackingBackbone, point: OperatingPoint) -> nn.Module:
+        frozen = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
+        return CompositePath(backbone, self._pieces.own.get(point, frozen), self._multiplexers[point])
 
     @property
     def _plain(self) -> Key:
@@ -257,7 +321,7 @@ class OpenVinoExecutor:
 
     def _frozen(self) -> list[Key]:
         """All pieces of the frozen layers where points cut them, and what is not cut."""
-        whole: list[Key] = [self._plain, *((self._token_path, point) for point in self._whole[1:])]
+        whole: list[Key] = [self._plain, *((self._token_path, point) for point in self._whole[1:] if not point.upper)]
         *before, last = self._pieces.cut(self._pieces.frozen)
         pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)] if before else []
         return [*pieces, *whole]

@@ -30,7 +30,13 @@ class PaddedExecutor:
     def positions(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
-    def answer(self, point: OperatingPoint, ids: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> None:
+    def answer(
+        self,
+        points: Sequence[tuple[OperatingPoint, int]],
+        ids: Tensor,
+        type_ids: Tensor | None,
+        lengths: tuple[int, ...],
+    ) -> None:
         return None
 
     def embed(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None, lengths: tuple[int, ...]) -> Padded:

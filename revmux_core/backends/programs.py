@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from openvino import opset13 as opset
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
 from revmux_core.backbones import PackingBackbone
@@ -24,6 +25,9 @@ from revmux_core.multiplexing import Multiplexer
 TOLERANCE, HIGHEST_TOLERANCE = 0.05, 0.5
 """Relative error a layer at which a program is refused, and of any program: what tracing gets wrong is as large as
 the states. On random states bfloat16's is about 0.005 in one layer and 0.017 in six, that of int8 0.022 and 0.11."""
+
+BFLOAT16 = np.dtype(np.uint16)
+"""What NumPy, which has no bfloat16, holds it as. No program takes numbers of 16 bits."""
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
@@ -95,7 +99,7 @@ class Shortcut(Adapter):
 
 
 class TokenPath(nn.Module):
-    """A way from tokens to logits as one module: `layers`, and what reads their outcome."""
+    """A way that begins with tokens as one module: `layers`, and what is made of their outcome."""
 
     def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -104,25 +108,15 @@ class TokenPath(nn.Module):
         # Else the first trace would take it for a part of the program.
         backbone.join_tables()
 
-    def example(self, count: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def example(self, count: int, length: int) -> tuple[Tensor, ...]:
         """What `forward` takes, of so many rows of two texts."""
         ids = torch.arange(length)
         tokens = torch.stack([ids, ids * 0, ids], dim=-1).expand(count, -1, -1).contiguous()
-        segments = (ids * 2 // length + 1).expand(count, -1).contiguous()
-        return tokens, segments, torch.tensor([[0, length // 2, length - 1]]).repeat(count, 1)
-
-    def apart(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of `forward`, of which what the head reads and its logits are one, all by themselves."""
-        read, *others = outputs
-        return [*read.tensor_split([self._backbone.hidden_size], dim=-1), *others]
-
-    def _head(self, pooled: Tensor, at: Tensor) -> Tensor:
-        """What is read at positions `[R, K]`, `[R*K, d]`, by position, and behind it its logits: `[R, K, d + C]`."""
-        return torch.cat([pooled, self._backbone.head(pooled)], dim=-1).unflatten(0, at.shape)
+        return tokens, *_example_rows(count, length)
 
 
 class PlainPath(TokenPath):
-    """The plain path."""
+    """The plain path, to its logits."""
 
     def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module]) -> None:
         super().__init__(backbone, layers)
@@ -132,26 +126,85 @@ class PlainPath(TokenPath):
         """Rows of tokens `[R, T, 3]`, as `embed_tokens` takes them, `segments` and `at` as in `PackedEnd`, to what the
         head reads there and its logits, `[R, K, d + C]`."""
         states = self._end(self._backbone.embed_tokens(tokens), segments, at)
-        return self._head(states.flatten(0, 1), at)
+        return _with_logits(self._backbone, states.flatten(0, 1)).unflatten(0, at.shape)
 
 
-class ExitPath(TokenPath):
-    """An early exit, whose texts can go on from where it leaves the layers."""
+class PrefillPath(TokenPath):
+    """A point's prefill, and what its multiplexer keeps of each text."""
 
     def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module], multiplexer: Multiplexer) -> None:
         super().__init__(backbone, layers)
         self._run = PackedLayers(backbone, layers)
         self._shortcut = Shortcut(backbone, multiplexer)
+
+    def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PlainPath`, to the shortcut of each text, `[R, K, k]`, and the rows' states, `[R, T, d]`."""
+        _, own, hidden = self._prefill(tokens, segments, at)
+        return own, hidden
+
+    def _prefill(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, behind the texts' first positions, `[R, K, d]`."""
+        hidden = self._run(self._backbone.embed_tokens(tokens), segments)
+        firsts = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+        return firsts, self._shortcut(hidden, segments, firsts), hidden
+
+
+class ExitPath(PrefillPath):
+    """An early exit to its logits, whose texts can go on from where it leaves the layers."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module], multiplexer: Multiplexer) -> None:
+        super().__init__(backbone, layers, multiplexer)
         self._demultiplex = Demultiplexing(backbone, multiplexer)
 
     def forward(self, tokens: Tensor, segments: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """As `PlainPath`, and the rows' states after the layers, `[R, T, d]`."""
-        hidden = self._run(self._backbone.embed_tokens(tokens), segments)
-        firsts = hidden.gather(1, at.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
-        own = self._shortcut(hidden, segments, firsts).flatten(0, 1)
+        firsts, own, hidden = self._prefill(tokens, segments, at)
         alone = firsts.flatten(0, 1).unsqueeze(1)
-        pooled = self._demultiplex(alone, own, torch.ones_like(alone[..., 0]))
-        return self._head(pooled, at), hidden
+        pooled = self._demultiplex(alone, own.flatten(0, 1), torch.ones_like(alone[..., 0]))
+        return _with_logits(self._backbone, pooled).unflatten(0, at.shape), hidden
+
+
+class CompositePath(nn.Module):
+    """Prefilled texts to logits: composites of them, a point's upper `layers`, and what separates them."""
+
+    def __init__(self, backbone: PackingBackbone, layers: Sequence[nn.Module], multiplexer: Multiplexer) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.layers = layers
+        self.multiplexer = multiplexer
+        self._mix = Mix(backbone, multiplexer)
+        self._end = PackedEnd(backbone, layers)
+        self._demultiplex = Demultiplexing(backbone, multiplexer)
+
+    def forward(self, flat: Tensor, source: Tensor, segments: Tensor, at: Tensor, own: Tensor) -> Tensor:
+        """States `[F, d]`; where each position of rows of composites is in each of its samples, `source` `[R, T, N]`;
+        `segments` and `at` of these rows as in `PackedEnd`; and the samples' shortcuts, `[R, K, N, k]`. To what the
+        head reads of each sample and its logits, `[R, K, N, d + C]`."""
+        mixed = self._mix(flat, source.flatten(0, 1)).unflatten(0, segments.shape)
+        firsts = self._end(mixed, segments, at).flatten(0, 1).unsqueeze(1)
+        samples = own.flatten(0, 2)
+        pooled = self._demultiplex(firsts, samples, torch.ones_like(samples[:, :1]))
+        return _with_logits(self._backbone, pooled).unflatten(0, (*at.shape, self.multiplexer.width))
+
+    def example(self, count: int, length: int, size: int) -> tuple[Tensor, ...]:
+        """What `forward` takes, of so many rows of two composites."""
+        width = self.multiplexer.width
+        segments, at = _example_rows(count, length)
+        hidden, mask = example_states(count * width, length, size)
+        source = torch.arange(count * length * width).reshape(count, length, width)
+        own = self.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach().unflatten(0, (count, 1, width))
+        return hidden.flatten(0, 1), source, segments, at, own.repeat(1, at.shape[1], 1, 1)
+
+
+def _with_logits(backbone: PackingBackbone, pooled: Tensor) -> Tensor:
+    """What the head reads, `[S, d]`, and behind it its logits: `[S, d + C]`."""
+    return torch.cat([pooled, backbone.head(pooled)], dim=-1)
+
+
+def _example_rows(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """`segments` and `at` of so many rows of two texts, as in `PackedEnd`."""
+    segments = (torch.arange(length) * 2 // length + 1).expand(count, -1).contiguous()
+    return segments, torch.tensor([[0, length // 2, length - 1]]).repeat(count, 1)
 
 
 class Program:
@@ -168,6 +221,12 @@ class Program:
         self._by_length: dict[int, ov.InferRequest] = {}
         """Copies by the length that they ran last, the one that ran longest ago first."""
 
+    def empty(self, output: int, rows: int) -> np.ndarray:
+        """Room for so many rows of one of the module's outputs, whatever is in them: `[rows, its last dimension]`."""
+        port = self._request.model_outputs[output]
+        kind = BFLOAT16 if port.element_type == ov.Type.bf16 else np.float32
+        return np.empty((rows, port.partial_shape[-1].get_length()), kind)
+
     def copy(self, count: int) -> None:
         """Makes so many copies, on all cores."""
         with ThreadPoolExecutor() as pool:
@@ -178,14 +237,14 @@ class Program:
         _infer(self._request, inputs)
         # Copied: the next run overwrites the program's own outputs, whose shapes only it knows beforehand.
         outputs = range(len(self._request.model_outputs))
-        return tuple(self._request.get_output_tensor(number).data.copy() for number in outputs)
+        return tuple(_array(self._request.get_output_tensor(number)).copy() for number in outputs)
 
     def run_into(self, outputs: Sequence[np.ndarray], *inputs: np.ndarray) -> None:
         """Has the module write its outputs there, contiguous arrays of the right shapes."""
         rows, length, *_ = inputs[0].shape
         request = self._for_row(length) if rows == 1 else self._request
         for number, output in enumerate(outputs):
-            request.set_output_tensor(number, ov.Tensor(output, shared_memory=True))
+            request.set_output_tensor(number, _tensor(output))
         _infer(request, inputs)
 
     def _for_row(self, length: int) -> ov.InferRequest:
@@ -203,12 +262,17 @@ class Program:
 
 
 class Compiler:
-    """Compiles modules for as many threads as PyTorch has. `dtype` is the precision of their matrix products."""
+    """Compiles modules for as many threads as PyTorch has. `dtype` is the precision of their matrix products.
+
+    States that programs take and leave are in `states`. Where those are bfloat16 so is what adds up within: OpenVINO
+    keeps all in float32 from which no matrix product leads to an output that is.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._quantizes = dtype == torch.int8
         self._core = ov.Core()
         rest = torch.bfloat16 if self._quantizes and has_bfloat16() else dtype
+        self.states = torch.bfloat16 if rest == torch.bfloat16 else torch.float32
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if rest == torch.bfloat16 else "f32",
@@ -226,7 +290,7 @@ class Compiler:
             made = [pool.submit(Program, self._converted(module, size)) for module in modules]
             programs = [program.result() for program in made]
         for module, program in zip(modules, programs, strict=True):
-            _check(module, program, _example(module, 3, 11, size))
+            _check(module, program, size, torch.float32 if isinstance(module, Multiplexing) else self.states)
         return programs
 
     def _converted(self, module: nn.Module, size: int) -> Callable[[], ov.InferRequest]:
@@ -243,16 +307,31 @@ class Compiler:
         model = frontend.convert(frontend.load(decoder))
         model.reshape({number: _shape(module, tensor) for number, tensor in enumerate(example)})
         if self._quantizes and isinstance(module, PackedLayers | PackedEnd | Mix):
-            _quantize(model)
-        return partial(self._compiled, model, decoder)
+            _quantize(model, "")
+        elif self._quantizes and isinstance(module, TokenPath | CompositePath):
+            _quantize(model, "layers.")
+        return partial(self._compiled, self._with_states(model, module, example), decoder)
+
+    def _with_states(self, model: ov.Model, module: nn.Module, example: tuple[Tensor, ...]) -> ov.Model:
+        """`model` with inputs and outputs in the precision of states, but for what heads read and their logits."""
+        if self.states == torch.float32 or isinstance(module, Multiplexing):
+            return model
+        ports = PrePostProcessor(model)
+        for number, tensor in enumerate(example):
+            if tensor.is_floating_point():
+                ports.input(number).tensor().set_element_type(ov.Type.bf16)
+        read = isinstance(module, PlainPath | ExitPath | CompositePath | Demultiplexing)
+        for number in range(read, len(model.outputs)):
+            ports.output(number).tensor().set_element_type(ov.Type.bf16)
+        return ports.build()
 
     def _compiled(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
         """One of `model`, whose weights are those that `decoder` holds."""
         return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 
 
-def _quantize(model: ov.Model) -> None:
-    """Has the linear maps of `model` multiply in int8.
+def _quantize(model: ov.Model, part: str) -> None:
+    """Has the linear maps of `model`, of weights with `part` in their names, multiply in int8.
 
     Weights get 8 bits, a scale and a zero point for every output channel. `DYNAMIC_QUANTIZATION_GROUP_SIZE` has
     OpenVINO quantize the inputs too, as they come, so no data is needed beforehand. What that costs in agreement is
@@ -262,7 +341,7 @@ def _quantize(model: ov.Model) -> None:
         if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
             continue
         constant = node.input(1).get_source_output().get_node()
-        if constant.get_type_name() != "Constant":
+        if constant.get_type_name() != "Constant" or part not in constant.get_friendly_name():
             continue
         weight = np.asarray(constant.data, dtype=np.float32)
         # Zero must be exact, so the range holds it.
@@ -280,6 +359,10 @@ def _quantize(model: ov.Model) -> None:
 
 def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Tensor, ...]:
     """What `module` takes, of `count` composites, or rows of as many texts."""
+    if isinstance(module, TokenPath):
+        return module.example(count, length)
+    if isinstance(module, CompositePath):
+        return module.example(count, length, size)
     width = module.multiplexer.width if isinstance(module, Adapter) else 1
     hidden, mask = example_states(count * width, length, size)
     if isinstance(module, Mix):
@@ -291,8 +374,6 @@ def _example(module: nn.Module, count: int, length: int, size: int) -> tuple[Ten
     if isinstance(module, Demultiplexing):
         own = module.multiplexer.shortcut(hidden, mask, hidden[:, 0]).detach()
         return hidden[:count, :1].contiguous(), own, mask[:, :1].contiguous()
-    if isinstance(module, TokenPath):
-        return module.example(count, length)
     if isinstance(module, PackedEnd):
         return hidden, mask, torch.tensor([[0, length - 1, length // 2]]).repeat(len(hidden), 1)
     return hidden, mask
@@ -305,18 +386,20 @@ def _shape(module: nn.Module, tensor: Tensor) -> ov.PartialShape:
     return ov.PartialShape([-1] * (tensor.ndim - 1) + [tensor.shape[-1] if fixed else -1])
 
 
-def _check(module: nn.Module, program: Program, example: tuple[Tensor, ...]) -> None:
+def _check(module: nn.Module, program: Program, size: int, states: torch.dtype) -> None:
     """Tracing takes what it cannot follow for a constant, so what it made is tried on sizes that it did not see."""
+    example = _example(module, 3, 11, size)
     with torch.no_grad():
         outputs = module(*example)
     expected = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    layers = len(module.layers) if isinstance(module, Layers | PackedEnd | TokenPath) else 1
+    layers = len(module.layers) if isinstance(module, Layers | PackedEnd | TokenPath | CompositePath) else 1
     tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
     mask = example[1] if isinstance(module, Layers | Multiplexing) else None
-    found = [torch.from_numpy(output) for output in program.run(*(tensor.numpy() for tensor in example))]
-    if isinstance(module, TokenPath):
+    inputs = [to_numpy(tensor.to(states) if tensor.is_floating_point() else tensor) for tensor in example]
+    found = [from_numpy(output).float() for output in program.run(*inputs)]
+    if isinstance(module, PlainPath | ExitPath | CompositePath):
         # Logits that are wrong would be little beside what they are made from.
-        found, expected = module.apart(found), module.apart(expected)
+        found, expected = ([*read.tensor_split([size], dim=-1), *rest] for read, *rest in (found, expected))
     check_outputs("openvino", found, expected, mask, tolerance)
 
 
@@ -324,5 +407,29 @@ def _infer(request: ov.InferRequest, inputs: tuple[np.ndarray, ...]) -> None:
     # Held until they were read: sharing does not keep them alive.
     held = [np.ascontiguousarray(array) for array in inputs]
     for number, array in enumerate(held):
-        request.set_input_tensor(number, ov.Tensor(array, shared_memory=True))
+        request.set_input_tensor(number, _tensor(array))
     request.infer()
+
+
+def _tensor(array: np.ndarray) -> ov.Tensor:
+    """What shares the memory of `array`."""
+    if array.dtype == BFLOAT16:
+        return ov.Tensor(array, list(array.shape), ov.Type.bf16)
+    return ov.Tensor(array, shared_memory=True)
+
+
+def _array(tensor: ov.Tensor) -> np.ndarray:
+    """What shares the memory of `tensor`."""
+    # OpenVINO has NumPy take bfloat16 for float16.
+    return tensor.data.view(BFLOAT16) if tensor.element_type == ov.Type.bf16 else tensor.data
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """The array that programs take for a tensor, whose memory it shares."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """The tensor that an array of a program's is, whose memory it shares."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor

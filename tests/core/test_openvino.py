@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,16 @@ from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
 from revmux_core.backends.packed import CELL_STEP, Packed
 from revmux_core.backends.programs import Compiler, PackedLayers, PlainPath, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
-from revmux_core.batch import MuxBatch, collate, make_mask
+from revmux_core.batch import MuxBatch, Prefilled, collate, make_mask
 from revmux_core.benchmark import SAMPLE_TEXTS
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.calibration import calibrate
 from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
-from revmux_core.multiplexing import EARLY_EXIT, METHODS, make_multiplexer
+from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, METHODS, make_multiplexer
 from revmux_core.packing import RowCosts
-from revmux_core.plan import Group, MuxPlan
+from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
 from tests.core.test_backbones import batch as inputs
@@ -109,7 +110,7 @@ def test_who_serves_has_copies_of_what_a_text_alone_begins_with_unless_it_is_lar
     bundle = load_bundle(calibrated_path, backend="openvino")
     executor = bundle.classifier.executor
     assert isinstance(executor, OpenVinoExecutor)
-    for alone in executor._whole:
+    for alone in [point for point in executor._whole if point.width == 1]:
         executor.limit(bundle.classifier.points)
         executor.prepare(alone)
         made = {of: len(program._spare) for (_, of), program in executor._programs.items()}
@@ -196,32 +197,41 @@ def test_a_program_whose_logits_alone_are_wrong_is_refused(compiled: Bundle, mon
 
 
 @pytest.mark.parametrize("family", encoder.FAMILIES)
-def test_every_familys_plain_path_and_first_exit_are_programs_from_tokens_to_logits(family: str) -> None:
+def test_every_familys_ways_from_tokens_to_logits_are_programs(family: str) -> None:
+    """The plain path, the first exit, and composites, beside a sample for which there was no partner."""
     backbone = view(make(family))
     first, later = (OperatingPoint(1, prefill, ()) for prefill in (1, 2))
+    mux = OperatingPoint.mux(2, 1, backbone.num_layers)
     torch.manual_seed(0)
     adapters = {
-        point: make_adapters(backbone, point, make_multiplexer(EARLY_EXIT, 1, backbone.hidden_size), 0)
-        for point in (later, first)
+        point: make_adapters(backbone, point, make_multiplexer(method, point.width, backbone.hidden_size), rank)
+        for point, method, rank in ((later, EARLY_EXIT, 0), (first, EARLY_EXIT, 0), (mux, DEFAULT_METHOD, 2))
     }
     reference, compiled = MuxClassifier(backbone, adapters), MuxClassifier(backbone, adapters)
     compiled.executor = executor = OpenVinoExecutor(compiled, torch.float32)
     ids, mask, type_ids = inputs(backbone, segments=family in ("bert", "electra"))
     lengths = tuple(mask.sum(dim=1).tolist())
-    for point, whole in ((reference.plain, True), (first, True), (later, False)):
-        assert (executor.answer(point, ids, type_ids, lengths) is not None) == whole
-        group = Group(point, (2, 0, 3, 1))
+    plain = reference.plain
+    for points, whole in (
+        ([(plain, 4)], True),
+        ([(first, 4)], True),
+        ([(later, 4)], False),
+        ([(mux, 4)], True),
+        ([(mux, 2), (first, 1), (plain, 1)], True),
+        ([(mux, 2), (later, 2)], False),
+    ):
+        assert (executor.answer(points, ids, type_ids, lengths) is not None) == whole
+        members = iter((2, 0, 3, 1))
+        groups = tuple(Group(point, tuple(islice(members, count))) for point, count in points)
         place = torch.tensor([1, 3, 0, 2])
-        batch = MuxBatch(MuxPlan((group,)), lengths, mask, ids, type_ids, place)
+        batch = MuxBatch(MuxPlan(groups), lengths, mask, ids, type_ids, place)
         found, expected = compiled(batch), reference(batch)
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-4, rtol=1e-4)
-        for row in range(len(lengths)) if point != reference.plain else ():
-            states = (outcome.prefilled(group, row).states for outcome in (found, expected))
-            torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
-    # Where products are rounded, what is float32 stays outside.
-    rounded = OpenVinoExecutor(compiled, torch.bfloat16)
-    assert rounded.answer(first, ids, type_ids, lengths) is None
+        for group in groups:
+            for row in range(len(group.members)) if group.point != plain else ():
+                states = (outcome.prefilled(group, row).states for outcome in (found, expected))
+                torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
 
 
 def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch() -> None:
@@ -240,17 +250,52 @@ def test_long_texts_and_composites_of_unlike_lengths_are_answered_as_in_pytorch(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_as_in_pytorch(tiny_bundle: Bundle, method: str) -> None:
-    """Composites of unlike lengths, beside a sample for which there was no partner."""
+    """Composites of unlike lengths, beside a sample for which there was no partner, new or one that goes on."""
     point, adapters = build(tiny_bundle, method, 0)
     reference = MuxClassifier(tiny_bundle.classifier.backbone, {point: adapters})
     compiled = MuxClassifier(tiny_bundle.classifier.backbone, {point: adapters})
     compiled.executor = OpenVinoExecutor(compiled, torch.float32)
     samples = random_samples(tiny_bundle, 9)[1]
-    muxed = len(samples) - 1
-    groups = Group(reference.plain, (muxed,)), Group(point, tuple(range(muxed)))
-    for plan in (MuxPlan(groups), MuxPlan(groups[::-1])):
-        batch = collate(samples, plan, tiny_bundle.tokenizer.pad_id)
-        torch.testing.assert_close(compiled(batch).logits, reference(batch).logits, atol=1e-3, rtol=1e-3)
+    pad_id, muxed = tiny_bundle.tokenizer.pad_id, len(samples) - 1
+    composites = Group(point, tuple(range(muxed)))
+    alone, goes_on = (Group(reference.plain, (muxed,), start) for start in (0, point.prefill))
+    for groups in ((alone, composites), (composites, alone), (composites, goes_on)):
+        logits = []
+        for classifier in (compiled, reference):
+            last: Tokens | Prefilled = samples[muxed]
+            if goes_on in groups:
+                last = classifier(collate(samples[:muxed], MuxPlan((composites,)), pad_id)).prefilled(composites, 0)
+            logits.append(classifier(collate([*samples[:muxed], last], MuxPlan(groups), pad_id)).logits)
+        torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-3)
+
+
+@needs_bfloat16
+def test_states_of_less_precision_go_on_as_they_stand(compiled: Bundle, calibrated_path: Path) -> None:
+    """In the precision of the products, half as large as PyTorch's, at every point and beside new texts."""
+    rounded = load_bundle(calibrated_path, dtype=torch.bfloat16, backend="openvino").classifier
+    plain, pad_id = rounded.plain, compiled.tokenizer.pad_id
+    samples = random_samples(compiled, 12)[1]
+    for point in rounded.points:
+        group = Group(point, tuple(range(len(samples))))
+        outcomes = [
+            classifier(collate(samples, MuxPlan((group,)), pad_id)) for classifier in (rounded, compiled.classifier)
+        ]
+        _assert_near(*(outcome.logits for outcome in outcomes))
+        if point == plain:
+            continue
+        ways = []
+        for classifier, outcome in zip((rounded, compiled.classifier), outcomes, strict=True):
+            standing = [outcome.prefilled(group, number) for number in range(4)]
+            groups = Group(plain, group.members[:4], point.prefill), Group(point, group.members[4:])
+            ways.append((standing, classifier(collate([*standing, *samples[4:]], MuxPlan(groups), pad_id))))
+        (ours, found), (_, expected) = ways
+        assert {own.states.dtype for own in ours} == {torch.bfloat16}
+        _assert_near(found.logits, expected.logits)
+
+
+def _assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (found - expected).norm() / expected.norm()
+    assert 0 < error < 0.05
 
 
 @pytest.mark.parametrize(("dtype", "most"), [pytest.param(torch.bfloat16, 0, marks=needs_bfloat16), (torch.int8, 1)])
