@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revmux_core.backbones import Backbone
-from revmux_core.backends.base import Executor
+from revmux_core.backends.base import Answered, Executor
 from revmux_core.backends.eager import EagerExecutor
 from revmux_core.batch import MuxBatch, Prefilled, Words
 from revmux_core.confidence import LearntConfidence
@@ -123,25 +123,24 @@ class MuxClassifier(nn.Module):
     @torch.inference_mode()
     def forward(self, batch: MuxBatch) -> Outcome:
         groups = batch.plan.groups
-        sizes = [len(group.members) for group in groups]
-        whole = None
-        if not any(group.start for group in groups):
-            points = [(group.point, size) for group, size in zip(groups, sizes, strict=True)]
-            whole = self.executor.answer(points, batch.ids, batch.type_ids, batch.lengths)
-        if whole is not None:
-            pooled, logits = _cat([own.pooled for own in whole]), _cat([own.logits for own in whole])
-            states = {group: own.states for group, own in zip(groups, whole, strict=True) if own.states is not None}
-        else:
-            tracks = self._tracks(batch)
+        answered = self._answer(batch)
+        tracks = self._tracks(batch, [group for group in groups if group not in answered])
+        if tracks:
             self._run(tracks)
             # One call for all: the head's matrix product is the same whatever the point.
             pooled = _cat([self._pool(track) for track in tracks])
             logits = self.backbone.head(pooled)
             if batch.words is not None:
                 pooled, logits = batch.words.mean(pooled), batch.words.spread(logits)
-            states = {track.group: track.prefilled for track in tracks if track.prefilled is not None}
-        rows = zip(groups, pooled.split(sizes), logits.split(sizes), strict=True)
-        confidences = _cat([self._confidence(group.point, *own) for group, *own in rows])
+            sizes = [len(track.group.members) for track in tracks]
+            for track, read, own in zip(tracks, pooled.split(sizes), logits.split(sizes), strict=True):
+                answered[track.group] = Answered(read, own, track.prefilled)
+        outcomes = [answered[group] for group in groups]
+        pooled, logits = _cat([own.pooled for own in outcomes]), _cat([own.logits for own in outcomes])
+        confidences = _cat(
+            [self._confidence(group.point, own.pooled, own.logits) for group, own in zip(groups, outcomes, strict=True)]
+        )
+        states = {group: own.states for group, own in answered.items() if own.states is not None}
         return Outcome(
             batch.in_order(logits),
             batch.in_order(pooled),
@@ -155,11 +154,19 @@ class MuxClassifier(nn.Module):
         learnt = None if point == self.plain else self.adapters_of(point).confidence
         return self.backbone.problem.confidence(logits) if learnt is None else learnt(pooled, logits)
 
-    def _tracks(self, batch: MuxBatch) -> list[_Track]:
-        """The plan's groups, each with the states that it starts from."""
-        groups = batch.plan.groups
-        masks = batch.mask.split([len(group.members) for group in groups])
-        fresh = [mask for group, mask in zip(groups, masks, strict=True) if not group.start]
+    def _answer(self, batch: MuxBatch) -> dict[Group, Answered[Any]]:
+        """What the executor answers in a call: all groups that start with tokens, or none."""
+        groups = [group for group in batch.plan.groups if not group.start]
+        points = [(group.point, len(group.members)) for group in groups]
+        answers = self.executor.answer(points, batch.ids, batch.type_ids, batch.fresh_lengths) if groups else None
+        return {} if answers is None else dict(zip(groups, answers, strict=True))
+
+    def _tracks(self, batch: MuxBatch, groups: Sequence[Group]) -> list[_Track]:
+        """These of the plan's groups, each with the states that it starts from: all of them, or all that start above
+        the first layer."""
+        own_groups = batch.plan.groups
+        masks = batch.mask.split([len(group.members) for group in own_groups])
+        fresh = [mask for group, mask in zip(own_groups, masks, strict=True) if group in groups and not group.start]
         embedded: Iterator[States] = iter(())
         if fresh:
             states = self.executor.embed(batch.ids, _cat(fresh), batch.type_ids, batch.fresh_lengths)
@@ -167,11 +174,12 @@ class MuxClassifier(nn.Module):
         prefilled = iter(batch.prefilled)
         tracks = []
         first = 0
-        for group, mask in zip(groups, masks, strict=True):
+        for group, mask in zip(own_groups, masks, strict=True):
             own = slice(first, first + len(group.members))
-            states = self.executor.resume(next(prefilled), mask) if group.start else next(embedded)
-            tracks.append(_Track(group, states, None if batch.words is None else batch.words[own]))
             first = own.stop
+            if group in groups:
+                states = self.executor.resume(next(prefilled), mask) if group.start else next(embedded)
+                tracks.append(_Track(group, states, None if batch.words is None else batch.words[own]))
         return tracks
 
     def _run(self, tracks: list[_Track]) -> None:

@@ -97,18 +97,22 @@ class OpenVinoExecutor:
         return str(self._dtype).removeprefix("torch.")
 
     def limit(self, points: Collection[OperatingPoint]) -> None:
-        self._pieces.limit(points)
-        self._programs.clear()
         # Once, as every batch asks for it.
-        self._whole = self._whole_of(points)
+        self._points, self._whole = points, self._whole_of(points)
+        # With no more than one beside the plain path texts begin with a program, or go on from where its prefill ends.
+        alone = len(points) <= 2 and all(point in self._whole for point in points)
+        self._begins = min(point.prefill for point in points) if alone else 0
+        self._pieces.limit([OperatingPoint(1, self._begins, ())] if alone else points)
+        self._programs.clear()
 
     def prepare(self, alone: OperatingPoint) -> None:
-        multiplexers = [self._multiplexers[point] for point in self._pieces.points if point in self._multiplexers]
-        adapters = [key for multiplexer in multiplexers for key in self._adapters(multiplexer)]
-        paths: list[Key] = [
-            (path, point) for point in self._whole if point.upper for path in (self._token_path, self._composite_path)
-        ]
-        self._make([*self._frozen(), *adapters, *paths])
+        wanted = self._frozen()
+        for point in self._points:
+            if point in self._multiplexers and not self._begins:
+                wanted += self._adapters(self._multiplexers[point])
+            if point in self._whole and point.upper:
+                wanted += [(self._token_path, point), (self._composite_path, point)]
+        self._make(wanted)
         if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_COPIED:
             kind, of = (self._token_path, alone) if alone in self._whole else self._plain
             self._program(kind, of).copy(COPIES)
@@ -320,11 +324,13 @@ class OpenVinoExecutor:
         return (self._token_path, self._whole[0]) if self._whole else (self._last, self._pieces.frozen)
 
     def _frozen(self) -> list[Key]:
-        """All pieces of the frozen layers where points cut them, and what is not cut."""
+        """All pieces of the frozen layers that are run, where points cut them, and what is not cut."""
         whole: list[Key] = [self._plain, *((self._token_path, point) for point in self._whole[1:] if not point.upper)]
-        *before, last = self._pieces.cut(self._pieces.frozen)
-        pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)] if before else []
-        return [*pieces, *whole]
+        if self._begins == self._backbone.num_layers:
+            return whole
+        *before, last = self._pieces.cut(self._pieces.frozen[self._begins :])
+        pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)]
+        return [*(pieces if self._begins or before else []), *whole]
 
     def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
         """What a point with this multiplexer runs of it."""

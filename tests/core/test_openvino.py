@@ -120,7 +120,18 @@ def test_who_serves_has_copies_of_what_a_text_alone_begins_with_unless_it_is_lar
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pytest.MonkeyPatch, prepared: bool) -> None:
+@pytest.mark.parametrize(
+    ("names", "kinds"),
+    [
+        (["n1-l3"], ["ExitPath", "PackedEnd", "PlainPath"]),
+        (["n2-l3-u5"], ["CompositePath", "PackedEnd", "PlainPath", "PrefillPath"]),
+        # What the second and third step run, and a text that begins there.
+        (["n1-l2", "n1-l3"], ["ExitPath", "PackedEnd", "PackedLayers", "PackedLayers", "PlainPath"]),
+    ],
+)
+def test_whoever_is_first_compiles_what_escalated_samples_need(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], kinds: list[str], prepared: bool
+) -> None:
     """Of a server that is warmed up from its cheapest point on, no client waits for a compiler."""
     made: list[type[nn.Module]] = []
     compile_modules = Compiler.compile
@@ -132,25 +143,22 @@ def test_whoever_is_first_compiles_what_escalated_samples_need(monkeypatch: pyte
     monkeypatch.setattr(Compiler, "compile", count)
     bundle = load_bundle("sst2-minilm", backend="openvino")
     classifier, pad_id = bundle.classifier, bundle.tokenizer.pad_id
-    leaves = OperatingPoint.parse("n1-l3")
-    classifier.executor.limit([leaves, classifier.plain])
+    first, *later = map(OperatingPoint.parse, names)
+    classifier.executor.limit([first, *later, classifier.plain])
     if prepared:
-        classifier.executor.prepare(leaves)
+        classifier.executor.prepare(first)
         # Nothing is left to the first batch.
         monkeypatch.setattr(Compiler, "compile", None)
-    samples = bundle.tokenizer([("a gripping film", None)])
-    group = Group(leaves, (0,))
+        # What is in the way of later points, too.
+        kinds = [*kinds, *(["Demultiplexing", "Shortcut"] * len(names) if later else [])]
+    samples = bundle.tokenizer([("a gripping film", None), ("a waste of time", None)])
+    group = Group(first, (0, 1))
     outcome = classifier(collate(samples, MuxPlan((group,)), pad_id))
-    # What is in the way of a batch of several points at once waits for one, unless prepared.
-    apart = ["Demultiplexing", "Shortcut"] if prepared else []
-    assert sorted(kind.__name__ for kind in made) == sorted(
-        ["ExitPath", "PackedEnd", "PackedLayers", "PlainPath", *apart]
-    )
+    assert sorted(kind.__name__ for kind in made) == sorted(kinds)
     made.clear()
-    classifier(
-        collate([outcome.prefilled(group, 0)], MuxPlan((Group(classifier.plain, (0,), leaves.prefill),)), pad_id)
-    )
-    classifier(collate(samples, MuxPlan((Group(classifier.plain, (0,)),)), pad_id))
+    standing = [outcome.prefilled(group, number) for number in group.members]
+    classifier(collate(standing, MuxPlan((Group(classifier.plain, (0, 1), first.prefill),)), pad_id))
+    classifier(collate(samples, MuxPlan((Group(classifier.plain, (0, 1)),)), pad_id))
     assert not made
 
 
