@@ -302,7 +302,7 @@ class OpenVinoExecutor:
         for point, multiplexer in self._multiplexers.items():
             if point not in points or not multiplexer.positionwise or not point.prefill:
                 continue
-            if point.width > 1 and isinstance(multiplexer, OwnStatesMultiplexer):
+            if point.width > 1 and point.upper and isinstance(multiplexer, OwnStatesMultiplexer):
                 multiplexed.append(point)
             elif point.width == 1 and not point.upper:
                 exits.append(point)
