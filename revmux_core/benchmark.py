@@ -168,6 +168,7 @@ def measure_speed(
         own, plain = seconds[number, point], seconds[number, load.classifier.plain]
         # Without the round that warmed up.
         spent = adapters[number, point][1:]
+        told = any(spent) or point == load.classifier.plain
         return Speed(
             point=point.name,
             width=point.width,
@@ -176,7 +177,7 @@ def measure_speed(
             speedup=median_ratio(plain, own),
             ideal_speedup=point.ideal_speedup(backbone.num_layers, load.classifier.executor.last_layer),
             over_reference=median_ratio(seconds.get((number, None), plain), own),
-            adapter_share=None if on_gpu or (own is not plain and not any(spent)) else median_ratio(spent, own),
+            adapter_share=median_ratio(spent, own) if told and not on_gpu else None,
         )
 
     return [[speed(number, load, point) for point in measured] for number, load in enumerate(loads)]

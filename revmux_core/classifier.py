@@ -41,11 +41,20 @@ class Adapters(nn.Module):
             return backbone.layers(lo, hi)
         return [layer for number, layer in zip(point.upper, self.deltas.layers, strict=True) if lo <= number < hi]
 
+    def upper(self, backbone: Backbone, point: OperatingPoint) -> Sequence[nn.Module]:
+        """All that runs on composites of `point`, neighbours or not."""
+        return frozen_upper(backbone, point) if self.deltas is None else list(self.deltas.layers)
+
+
+def frozen_upper(backbone: Backbone, point: OperatingPoint) -> list[nn.Module]:
+    """The upper layers of `point` as the backbone has them."""
+    return [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
+
 
 def make_adapters(backbone: Backbone, point: OperatingPoint, multiplexer: Multiplexer, delta_rank: int) -> Adapters:
     """Untrained adapters of `point`, on the backbone's device; `delta_rank` 0 leaves its upper layers frozen."""
-    layers = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
-    return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if delta_rank and layers else None)
+    layers = frozen_upper(backbone, point) if delta_rank else []
+    return Adapters(multiplexer, DeltaLayers(layers, delta_rank) if layers else None)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +133,9 @@ class MuxClassifier(nn.Module):
     def forward(self, batch: MuxBatch) -> Outcome:
         groups = batch.plan.groups
         answered = self._answer(batch)
-        tracks = self._tracks(batch, [group for group in groups if group not in answered])
-        if tracks:
+        rest = [group for group in groups if group not in answered]
+        if rest:
+            tracks = self._tracks(batch, rest)
             self._run(tracks)
             # One call for all: the head's matrix product is the same whatever the point.
             pooled = _cat([self._pool(track) for track in tracks])

@@ -83,8 +83,8 @@ class OpenVinoExecutor:
         self._backbone = cast(PackingBackbone, classifier.backbone)
         self._pieces = Pieces(classifier)
         self._programs: dict[Key, Program] = {}
-        self._multiplexers = {
-            point: classifier.adapters_of(point).multiplexer for point in classifier.points if point != classifier.plain
+        self._adapters = {
+            point: classifier.adapters_of(point) for point in classifier.points if point != classifier.plain
         }
         self._compiler = Compiler(dtype)
         self._dtype = dtype
@@ -108,8 +108,8 @@ class OpenVinoExecutor:
     def prepare(self, alone: OperatingPoint) -> None:
         wanted = self._frozen()
         for point in self._points:
-            if point in self._multiplexers and not self._begins:
-                wanted += self._adapters(self._multiplexers[point])
+            if point in self._adapters and not self._begins:
+                wanted += self._parts(self._adapters[point].multiplexer)
             if point in self._whole and point.upper:
                 wanted += [(self._token_path, point), (self._composite_path, point)]
         self._make(wanted)
@@ -299,7 +299,8 @@ class OpenVinoExecutor:
             return []
         top = self._backbone.num_layers
         exits, multiplexed = [], []
-        for point, multiplexer in self._multiplexers.items():
+        for point, adapters in self._adapters.items():
+            multiplexer = adapters.multiplexer
             if point not in points or not multiplexer.positionwise or not point.prefill:
                 continue
             if point.width > 1 and point.upper and isinstance(multiplexer, OwnStatesMultiplexer):
@@ -312,11 +313,11 @@ class OpenVinoExecutor:
         layers = backbone.layers(0, point.prefill)
         if point.prefill == backbone.num_layers:
             return PlainPath(backbone, layers)
-        return (PrefillPath if point.upper else ExitPath)(backbone, layers, self._multiplexers[point])
+        return (PrefillPath if point.upper else ExitPath)(backbone, layers, self._adapters[point].multiplexer)
 
     def _composite_path(self, backbone: PackingBackbone, point: OperatingPoint) -> nn.Module:
-        frozen = [layer for number in point.upper for layer in backbone.layers(number, number + 1)]
-        return CompositePath(backbone, self._pieces.own.get(point, frozen), self._multiplexers[point])
+        adapters = self._adapters[point]
+        return CompositePath(backbone, adapters.upper(backbone, point), adapters.multiplexer)
 
     @property
     def _plain(self) -> Key:
@@ -332,7 +333,7 @@ class OpenVinoExecutor:
         pieces: list[Key] = [*((PackedLayers, piece) for piece in before), (self._last, last)]
         return [*(pieces if self._begins or before else []), *whole]
 
-    def _adapters(self, multiplexer: Multiplexer) -> list[Key]:
+    def _parts(self, multiplexer: Multiplexer) -> list[Key]:
         """What a point with this multiplexer runs of it."""
         in_rows = self._in_rows(multiplexer)
         kinds: list[type[Adapter]] = [Shortcut, Demultiplexing] if in_rows else []

@@ -26,21 +26,20 @@ LAST_LAYER = 1 / 6
 class Pieces:
     """Cuts layers where any point multiplexes, stops or skips some, so that any plan runs on the same few pieces.
 
-    `frozen` are the frozen layers, all of them in one piece; `points` are those that make seams, and `own` has the
-    upper layers of those that have versions of their own.
+    `frozen` are the frozen layers, all of them in one piece; `points` are those that make seams.
     """
 
     def __init__(self, classifier: MuxClassifier) -> None:
         backbone = classifier.backbone
         self.frozen = tuple(backbone.layers(0, backbone.num_layers))
         self._depths = {layer: depth for depth, layer in enumerate(self.frozen)}
-        self.own: dict[OperatingPoint, Sequence[nn.Module]] = {}
+        self._own: dict[OperatingPoint, Sequence[nn.Module]] = {}
         for point in classifier.points:
             if point == classifier.plain:
                 continue
             deltas = classifier.adapters_of(point).deltas
             if deltas is not None:
-                self.own[point] = list(deltas.layers)
+                self._own[point] = list(deltas.layers)
                 self._depths.update(zip(deltas.layers, point.upper, strict=True))
         self.limit(classifier.points)
 
@@ -65,7 +64,7 @@ class Pieces:
 
     def all(self) -> list[Piece]:
         """The pieces of the frozen layers, and of every point's own versions of its upper layers."""
-        own = [self.own[point] for point in self.points if point in self.own]
+        own = [self._own[point] for point in self.points if point in self._own]
         return [piece for layers in [self.frozen, *own] for piece in self.cut(layers)]
 
 

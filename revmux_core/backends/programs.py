@@ -271,11 +271,11 @@ class Compiler:
     def __init__(self, dtype: torch.dtype) -> None:
         self._quantizes = dtype == torch.int8
         self._core = ov.Core()
-        rest = torch.bfloat16 if self._quantizes and has_bfloat16() else dtype
-        self.states = torch.bfloat16 if rest == torch.bfloat16 else torch.float32
+        rounds = dtype == torch.bfloat16 or (self._quantizes and has_bfloat16())
+        self.states = torch.bfloat16 if rounds else torch.float32
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if rest == torch.bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_TOGETHER if self._quantizes else 0,
         }
@@ -290,7 +290,7 @@ class Compiler:
             made = [pool.submit(Program, self._converted(module, size)) for module in modules]
             programs = [program.result() for program in made]
         for module, program in zip(modules, programs, strict=True):
-            _check(module, program, size, torch.float32 if isinstance(module, Multiplexing) else self.states)
+            _check(module, program, size, self._states_of(module))
         return programs
 
     def _converted(self, module: nn.Module, size: int) -> Callable[[], ov.InferRequest]:
@@ -312,9 +312,13 @@ class Compiler:
             _quantize(model, "layers.")
         return partial(self._compiled, self._with_states(model, module, example), decoder)
 
+    def _states_of(self, module: nn.Module) -> torch.dtype:
+        """The precision of the states that `module` takes and leaves."""
+        return torch.float32 if isinstance(module, Multiplexing) else self.states
+
     def _with_states(self, model: ov.Model, module: nn.Module, example: tuple[Tensor, ...]) -> ov.Model:
         """`model` with inputs and outputs in the precision of states, but for what heads read and their logits."""
-        if self.states == torch.float32 or isinstance(module, Multiplexing):
+        if self._states_of(module) == torch.float32:
             return model
         ports = PrePostProcessor(model)
         for number, tensor in enumerate(example):

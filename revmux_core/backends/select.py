@@ -39,10 +39,10 @@ def use_backend(
 ) -> None:
     """Moves `classifier` to `device` and has `backend` run its layers and multiplexers in `dtype`.
 
-    Embeddings, demultiplexers and heads stay in PyTorch: in `dtype` too, or in float32 beside OpenVINO. Where it is
-    `sharded` the frozen layers are spread over all GPUs and `device` is the first. Raises `RevmuxError` where the
-    backend is not installed, or for a device, a precision or a family that it does not run. What Inductor lacks, a C++
-    compiler for one, shows when it first compiles.
+    Embeddings and heads stay in PyTorch, in `dtype` too; beside OpenVINO in float32, where no program of its holds
+    them. Where it is `sharded` the frozen layers are spread over all GPUs and `device` is the first. Raises
+    `RevmuxError` where the backend is not installed, or for a device, a precision or a family that it does not run.
+    What Inductor lacks, a C++ compiler for one, shows when it first compiles.
     """
     if sharded:
         if backend != "torch":
