@@ -84,6 +84,8 @@ class Words:
 
 def cat_logits(parts: Sequence[Tensor]) -> Tensor:
     """Logits `[S, C]` or `[S, words, C]` of several batches as one, with NaN where a batch had fewer words."""
+    if len(parts) == 1:
+        return parts[0]
     if parts[0].ndim == 3:
         most = max(part.shape[1] for part in parts)
         parts = [F.pad(part, (0, 0, 0, most - part.shape[1]), value=torch.nan) for part in parts]

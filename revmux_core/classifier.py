@@ -81,9 +81,9 @@ class Outcome:
     """What a batch came to, in the order of the samples that the plan was made for.
 
     `logits` `[S, C]`; `pooled` `[S, d]`, the states that the head read; `confidences` `[S]`, how sure each one's point
-    is of its answer. Where words are answered, logits are `[S, words, C]` with NaN after a text's last one, and pooled
-    states the mean over its words. `states` holds, for every group of the plan that is not plain, its members' states
-    where its prefill ended, so that any of them can go on from there (`prefilled`).
+    is of its answer, or 1 where nobody asked. Where words are answered, logits are `[S, words, C]` with NaN after a
+    text's last one, and pooled states the mean over its words. `states` holds, for every group of the plan that is not
+    plain, its members' states where its prefill ended, so that any of them can go on from there (`prefilled`).
     """
 
     logits: Tensor
@@ -130,7 +130,8 @@ class MuxClassifier(nn.Module):
         return cast(Adapters, self.adapters[_key(point)])
 
     @torch.inference_mode()
-    def forward(self, batch: MuxBatch) -> Outcome:
+    def forward(self, batch: MuxBatch, judged: bool = True) -> Outcome:
+        """`judged`: somebody asks how sure points are of their answers."""
         groups = batch.plan.groups
         answered = self._answer(batch)
         rest = [group for group in groups if group not in answered]
@@ -147,9 +148,13 @@ class MuxClassifier(nn.Module):
                 answered[track.group] = Answered(read, own, track.prefilled)
         outcomes = [answered[group] for group in groups]
         pooled, logits = _cat([own.pooled for own in outcomes]), _cat([own.logits for own in outcomes])
-        confidences = _cat(
-            [self._confidence(group.point, own.pooled, own.logits) for group, own in zip(groups, outcomes, strict=True)]
-        )
+        # Small operations take long on a CPU whose caches the layers went through.
+        confidences = logits.new_ones(len(logits))
+        if judged:
+            points = [group.point for group in groups]
+            confidences = _cat(
+                [self._confidence(point, own.pooled, own.logits) for point, own in zip(points, outcomes, strict=True)]
+            )
         states = {group: own.states for group, own in answered.items() if own.states is not None}
         return Outcome(
             batch.in_order(logits),

@@ -67,7 +67,8 @@ def pack(lengths: Sequence[int], costs: RowCosts) -> list[Packing]:
     """Rows for texts of these lengths, all of them at least 1.
 
     Texts of unlike lengths get rows of their own kind, one `Packing` for each multiple of `ROW_LENGTH`, so that short
-    ones do not pay for long rows; but what long ones leave free is filled with short ones. Of all the rows' possible
+    ones do not pay for long rows; but what long ones leave free is filled with short ones. What fits into one row is
+    one: two would save little attention, and of single rows there are few shapes. Else, of all the rows' possible
     lengths the one that costs least is taken: O(n^2) steps at worst, of which all but O(n log n) are the insertions
     into a list. Every length is tried by counting alone, in O(d^2) steps for d unlike lengths.
     """
@@ -77,24 +78,31 @@ def pack(lengths: Sequence[int], costs: RowCosts) -> list[Packing]:
         longest = lengths[waiting[0]]
         most = -(-longest // ROW_LENGTH) * ROW_LENGTH
         own = [number for number in waiting if lengths[number] > most - ROW_LENGTH]
-        least = max(-(-longest // LENGTH_STEP) * LENGTH_STEP, SHORTEST_ROWS)
-        # Beyond what holds them all in one row nothing changes any more.
-        enough = max(sum(lengths[number] for number in own) + LENGTH_STEP - 1, least)
-        counts = sorted(Counter([lengths[number] for number in own]).items(), reverse=True)
-        capacity, (count, length) = min(
-            (
-                (capacity, shape)
-                for capacity in range(least, min(enough, most) + 1, LENGTH_STEP)
-                for shape in costs.shapes(*_filled(counts, capacity))
-            ),
-            key=lambda choice: costs.of(*choice[1]),
-        )
-        rows: list[list[int]] = []
-        _fit(own, lengths, capacity, rows, grows=True)
-        rows += [[] for _ in range(count - len(rows))]
+        total = sum(lengths[number] for number in own)
+        if total <= most:
+            length, rows = -(-total // LENGTH_STEP) * LENGTH_STEP, [own]
+        else:
+            length, rows = _cheapest(own, lengths, most, costs)
         waiting = _fit(waiting[len(own) :], lengths, length, rows, grows=False)
         packings.append(Packing(tuple(map(tuple, rows)), length))
     return packings
+
+
+def _cheapest(texts: Sequence[int], lengths: Sequence[int], most: int, costs: RowCosts) -> tuple[int, list[list[int]]]:
+    """The length, of up to `most`, of the rows that cost least for `texts`, longest first, and who stands in each."""
+    least = max(-(-lengths[texts[0]] // LENGTH_STEP) * LENGTH_STEP, SHORTEST_ROWS)
+    counts = sorted(Counter([lengths[number] for number in texts]).items(), reverse=True)
+    capacity, (count, length) = min(
+        (
+            (capacity, shape)
+            for capacity in range(least, most + 1, LENGTH_STEP)
+            for shape in costs.shapes(*_filled(counts, capacity))
+        ),
+        key=lambda choice: costs.of(*choice[1]),
+    )
+    rows: list[list[int]] = []
+    _fit(texts, lengths, capacity, rows, grows=True)
+    return length, rows + [[] for _ in range(count - len(rows))]
 
 
 def _filled(counts: Sequence[tuple[int, int]], capacity: int) -> tuple[int, int]:

@@ -149,11 +149,11 @@ class Engine:
         parts = self._collate(samples, steps.step.plan)
         loop = asyncio.get_running_loop()
         if self._device.type == "cuda":
-            launched = self._thread.submit(self._launch, parts)
+            launched = self._thread.submit(self._launch, parts, steps.judged)
             return await loop.run_in_executor(self._reader, lambda: self._read(launched, steps))
 
         def compute() -> Scores:
-            return self._finish(self._launch(parts), steps, self._launch)
+            return self._finish(self._launch(parts, steps.judged), steps, self._launch)
 
         # Behind a batch that was handed over before, or another model's that warms up, it waits in the thread.
         if here and self._bundle.classifier.executor.backend == "openvino" and self._free.acquire(blocking=False):
@@ -196,7 +196,7 @@ class Engine:
         # The first run of a shape pays for kernels and memory, the second is what serving will pay. On a CPU that is
         # little beside a batch, once the point has run.
         for _ in range(1 if composites > 1 and self._device.type == "cpu" else 2):
-            seconds = self._thread.submit(self._alone, lambda: self._launch(batch).wait()).result()
+            seconds = self._thread.submit(self._alone, lambda: self._launch(batch, True).wait()).result()
         return Timing(point, rows, len(tokens), seconds)
 
     def memory(self) -> DeviceMemory:
@@ -227,7 +227,9 @@ class Engine:
         """`_finish` on a GPU. Raises `DeviceLost` where its context is beyond use."""
         try:
             # A later step is launched behind the batch that was launched meanwhile, so that the GPU never waits for it.
-            return self._finish(launched.result(), steps, lambda p: self._thread.submit(self._launch, p).result())
+            return self._finish(
+                launched.result(), steps, lambda *step: self._thread.submit(self._launch, *step).result()
+            )
         except Exception as error:
             try:
                 # What corrupts a context, such as a failed assertion in a kernel, is an error of all later calls.
@@ -236,7 +238,7 @@ class Engine:
                 raise DeviceLost from error
             raise
 
-    def _finish(self, launched: _Launched, steps: Steps, launch: Callable[[Parts], _Launched]) -> Scores:
+    def _finish(self, launched: _Launched, steps: Steps, launch: Callable[[Parts, bool], _Launched]) -> Scores:
         """Reads the first step's outcome and has `launch` run all that follow."""
         logits: dict[int, np.ndarray] = {}
         kept: dict[int, Prefilled] = {}
@@ -256,7 +258,7 @@ class Engine:
             if after is None:
                 break
             states = [outcome.standing(group, row) for outcome, group, row in onward.values()]
-            launched = launch(self._collate(states, after.plan))
+            launched = launch(self._collate(states, after.plan), steps.judged)
         rows = [logits[number] for number in range(len(logits))]
         activate = self._problem.activate
         if self._problem.by_word:
@@ -266,11 +268,11 @@ class Engine:
             listed, activated = stacked.tolist(), activate(stacked).tolist()
         return Scores(listed, activated, seconds, kept, padded)
 
-    def _launch(self, parts: Parts) -> _Launched:
-        """Gives all parts to the device; on a GPU it does not wait for any."""
+    def _launch(self, parts: Parts, judged: bool) -> _Launched:
+        """Gives all parts to the device, see `MuxClassifier.forward`; on a GPU it does not wait for any."""
         started = time.perf_counter()
         begun = self._mark()
-        outcomes = [(members, self._bundle.classifier(batch.to(self._device))) for members, batch in parts]
+        outcomes = [(members, self._bundle.classifier(batch.to(self._device), judged)) for members, batch in parts]
         # To pinned memory, as the copies are not waited for.
         logits, confidences = (
             cat_logits(rows).float().to("cpu", non_blocking=True)

@@ -62,6 +62,14 @@ class Steps:
         """Whether a sample's cascade was sure of it at no step, so that the plain path answered it."""
         return self.cascades[number] is not None and self.points[number] == self._menu.plain
 
+    @property
+    def judged(self) -> bool:
+        """Whether a sample goes on after the current step if its point is not sure of it."""
+        return any(
+            self.cascades[number] is not None and self.points[number] != self._menu.plain
+            for number in self.step.members
+        )
+
     def audits(self, number: int) -> bool:
         """Whether the states of a sample that was answered are wanted, for the plain path to go on from."""
         wanted = self._samples[number].audited and self.points[number] != self._menu.plain

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from revmux_core.backbones import PackingBackbone
 from revmux_core.backends import BackendName
 from revmux_core.backends.base import Answered
-from revmux_core.backends.packed import Index, Layout, Packed
+from revmux_core.backends.packed import FEW_ROWS, Index, Layout, Packed
 from revmux_core.backends.pieces import LAST_LAYER, Adapter, Demultiplexing, Multiplexing, Piece, Pieces
 from revmux_core.backends.programs import (
     Compiler,
@@ -54,9 +54,8 @@ ATTENTION_WEIGHT = 2
 position of its row, a share of 1/(6 d) for each. These take longer than those, as much goes to softmax and the mask:
 1.4 times in float32 and 3.4 in bfloat16 with AMX, d = 384."""
 
-COPIES, LARGEST_COPIED = 4, 2**24
-"""How many copies the plain path's program gets for single rows, and how many weights its layers may have for that:
-each copy holds its own."""
+LARGEST_FIXED = 2**24
+"""How many weights the layers may have where few rows have programs of their own: each holds its own."""
 
 AMX_TOGETHER = {torch.bfloat16: 64, torch.int8: 128}
 """Where the CPU has AMX: matrix products of positions that are no multiple of this take as long as those of the
@@ -113,9 +112,10 @@ class OpenVinoExecutor:
             if point in self._whole and point.upper:
                 wanted += [(self._token_path, point), (self._composite_path, point)]
         self._make(wanted)
-        if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_COPIED:
+        if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_FIXED:
             kind, of = (self._token_path, alone) if alone in self._whole else self._plain
-            self._program(kind, of).copy(COPIES)
+            fixed = [(*shape, places) for shape, places in FEW_ROWS.items() if shape in self._costs.shapes(*shape)]
+            self._program(kind, of).fix(fixed)
 
     def positions(self, lengths: Sequence[int]) -> int:
         return Layout.of(tuple(lengths), self._costs).positions
@@ -153,7 +153,7 @@ class OpenVinoExecutor:
         read = read[layout.cells]
         if flat is not None and point.width > 1:
             read = self._answer_composites(point, flat, layout, read)
-        pooled, logits = torch.from_numpy(read).tensor_split([size], dim=1)
+        pooled, logits = torch.from_numpy(read[:, :size]), torch.from_numpy(read[:, size:])
         return Answered(pooled, logits, None if flat is None else Packed.all(from_numpy(flat), layout))
 
     def _answer_composites(

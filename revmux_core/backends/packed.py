@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from revmux_core.batch import Words
-from revmux_core.packing import LENGTH_STEP, RowCosts, pack
+from revmux_core.packing import LENGTH_STEP, ROW_LENGTH, SHORTEST_ROWS, RowCosts, pack
 from revmux_core.states import Padded, within
 
 Index = np.ndarray
@@ -22,6 +22,17 @@ CELL_STEP = 4
 """Rows of several texts have places for a multiple of this many. Every number is a shape of its own, for which OpenVINO
 keeps some 0.4 MiB: of 40,000 batches 185 shapes come of it in place of 452, at no cost that could be told from noise
 (`docs/performance/serving.md`)."""
+
+SHORT_TEXT = 12
+"""Positions of a text: few rows have places for as many such as they hold, or some more."""
+
+FEW_ROWS = {
+    (rows, length): -(-length // (SHORT_TEXT * CELL_STEP)) * CELL_STEP
+    for rows in (1, 2)
+    for length in range(LENGTH_STEP if rows == 1 else SHORTEST_ROWS + LENGTH_STEP, ROW_LENGTH + 1, LENGTH_STEP)
+}
+"""The least places for texts in each of so many rows of a length: what few texts at a time become is one of these
+shapes, unless they are shorter still."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +87,7 @@ class Layout:
         for packing in pack(lengths, costs):
             most = max(map(len, packing.rows))
             texts = most if most == 1 else -(-most // CELL_STEP) * CELL_STEP
+            texts = max(texts, FEW_ROWS.get((len(packing.rows), packing.length), 0))
             for row, members in enumerate(packing.rows):
                 at = begin + row * packing.length
                 for nth, text in enumerate(members):

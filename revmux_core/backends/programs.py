@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -31,6 +31,9 @@ BFLOAT16 = np.dtype(np.uint16)
 
 QUANTIZED_TOGETHER = 128
 """Neighbouring input channels of a token that share a scale in int8: as fast as all of them, and closer."""
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Those of all inputs of a program."""
 
 
 def has_bfloat16() -> bool:
@@ -211,26 +214,34 @@ class Program:
     """A compiled module, which `compiled` makes. Arrays are shared with it: none is copied on its way in.
 
     OpenVINO prepares all of a program anew whenever its inputs have other shapes than the last time, which takes up to
-    as long as a text alone does. So a program may have copies for single rows, each for the length that it ran last.
+    as long as a text alone does. So a few rows may have programs of their own, each of one shape.
     """
 
-    def __init__(self, compiled: Callable[[], ov.InferRequest]) -> None:
+    def __init__(self, compiled: Callable[[Shapes | None], ov.InferRequest]) -> None:
         self._compiled = compiled
-        self._request = compiled()
-        self._spare: list[ov.InferRequest] = []
-        self._by_length: dict[int, ov.InferRequest] = {}
-        """Copies by the length that they ran last, the one that ran longest ago first."""
+        self._request = compiled(None)
+        self._fixed: dict[Shapes, ov.InferRequest] = {}
+        # Once, as each batch asks for it.
+        self._rooms = {
+            number: (port.partial_shape[-1].get_length(), BFLOAT16 if port.element_type == ov.Type.bf16 else np.float32)
+            for number, port in enumerate(self._request.model_outputs)
+            if port.partial_shape[-1].is_static
+        }
 
     def empty(self, output: int, rows: int) -> np.ndarray:
         """Room for so many rows of one of the module's outputs, whatever is in them: `[rows, its last dimension]`."""
-        port = self._request.model_outputs[output]
-        kind = BFLOAT16 if port.element_type == ov.Type.bf16 else np.float32
-        return np.empty((rows, port.partial_shape[-1].get_length()), kind)
+        size, kind = self._rooms[output]
+        return np.empty((rows, size), kind)
 
-    def copy(self, count: int) -> None:
-        """Makes so many copies, on all cores."""
+    def fix(self, shapes: Iterable[tuple[int, int, int]]) -> None:
+        """Makes a program each, on all cores, for so many rows of a length with so many places for texts."""
+        first, *others = self._request.model_inputs
+        size = first.partial_shape[-1].get_length()
+        inputs = [
+            ((rows, length, size), (rows, length), (rows, places))[: 1 + len(others)] for rows, length, places in shapes
+        ]
         with ThreadPoolExecutor() as pool:
-            self._spare += pool.map(lambda _: self._compiled(), range(count))
+            self._fixed.update(zip(inputs, pool.map(self._compiled, inputs), strict=True))
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The module's outputs."""
@@ -241,24 +252,10 @@ class Program:
 
     def run_into(self, outputs: Sequence[np.ndarray], *inputs: np.ndarray) -> None:
         """Has the module write its outputs there, contiguous arrays of the right shapes."""
-        rows, length, *_ = inputs[0].shape
-        request = self._for_row(length) if rows == 1 else self._request
+        request = self._fixed.get(tuple(array.shape for array in inputs), self._request)
         for number, output in enumerate(outputs):
             request.set_output_tensor(number, _tensor(output))
         _infer(request, inputs)
-
-    def _for_row(self, length: int) -> ov.InferRequest:
-        """What runs a single row of `length` positions."""
-        if length in self._by_length:
-            own = self._by_length.pop(length)
-        elif self._spare:
-            own = self._spare.pop()
-        elif self._by_length:
-            own = self._by_length.pop(next(iter(self._by_length)))
-        else:
-            return self._request
-        self._by_length[length] = own
-        return own
 
 
 class Compiler:
@@ -293,7 +290,7 @@ class Compiler:
             _check(module, program, size, self._states_of(module))
         return programs
 
-    def _converted(self, module: nn.Module, size: int) -> Callable[[], ov.InferRequest]:
+    def _converted(self, module: nn.Module, size: int) -> Callable[[Shapes | None], ov.InferRequest]:
         """What compiles `module`."""
         example = _example(module, 2, 8, size)
         with torch.no_grad(), warnings.catch_warnings():
@@ -329,8 +326,13 @@ class Compiler:
             ports.output(number).tensor().set_element_type(ov.Type.bf16)
         return ports.build()
 
-    def _compiled(self, model: ov.Model, decoder: TorchScriptPythonDecoder) -> ov.InferRequest:
-        """One of `model`, whose weights are those that `decoder` holds."""
+    def _compiled(
+        self, model: ov.Model, decoder: TorchScriptPythonDecoder, shapes: Shapes | None = None
+    ) -> ov.InferRequest:
+        """One of `model`, whose weights are those that `decoder` holds, for inputs of any shapes or of these."""
+        if shapes is not None:
+            model = model.clone()
+            model.reshape({number: list(shape) for number, shape in enumerate(shapes)})
         return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 
 

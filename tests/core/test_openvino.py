@@ -17,8 +17,8 @@ from torch import nn
 
 from revmux_core.backbones import encoder, view
 from revmux_core.backends import programs
-from revmux_core.backends.openvino import COPIES, OpenVinoExecutor
-from revmux_core.backends.packed import CELL_STEP, Packed
+from revmux_core.backends.openvino import OpenVinoExecutor
+from revmux_core.backends.packed import CELL_STEP, FEW_ROWS, SHORT_TEXT, Layout, Packed
 from revmux_core.backends.programs import Compiler, PackedLayers, PlainPath, Program, has_bfloat16
 from revmux_core.backends.select import choose_dtype
 from revmux_core.batch import MuxBatch, Prefilled, collate, make_mask
@@ -29,7 +29,7 @@ from revmux_core.classifier import MuxClassifier, make_adapters
 from revmux_core.errors import RevmuxError
 from revmux_core.manifest import read_manifest, record_calibration
 from revmux_core.multiplexing import DEFAULT_METHOD, EARLY_EXIT, METHODS, make_multiplexer
-from revmux_core.packing import RowCosts
+from revmux_core.packing import ROW_LENGTH, RowCosts
 from revmux_core.plan import Group, MuxPlan, Tokens
 from revmux_core.points import OperatingPoint
 from revmux_core.states import Padded
@@ -80,7 +80,9 @@ def test_layers_are_pytorchs_whatever_the_lengths(
         torch.testing.assert_close(firsts, expected[rows, 0], atol=1e-3, rtol=1e-3)
 
 
-def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: Bundle) -> None:
+def test_fixed_programs_run_the_single_rows_that_they_are_for_and_no_others(
+    compiled: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = compiled.classifier.backbone
     layers = PackedLayers(backbone, backbone.layers(0, 2))
     (program,) = Compiler(torch.float32).compile([layers], backbone.hidden_size)
@@ -92,31 +94,48 @@ def test_copies_run_single_rows_each_for_the_length_that_it_ran_last(compiled: B
         program.run_into([output.numpy()], hidden.numpy(), segments.numpy())
         return output
 
-    lengths = [16, 32, 48]
-    before = {(rows, length): run(rows, length) for rows in (1, 2) for length in lengths}
-    program.copy(2)
-    # Three lengths for two copies: the one that ran longest ago goes over to the third, and back.
-    for length in [16, 32, 16, 48, 16, 32, 48]:
-        for rows in (1, 2):
-            assert torch.equal(run(rows, length), before[rows, length])
-    assert [*program._by_length] == [32, 48]
+    shapes = [(rows, length) for rows in (1, 2) for length in (16, 32, 48)]
+    before = {shape: run(*shape) for shape in shapes}
+    fixed = [(1, 16), (2, 48)]
+    program.fix((*shape, 4) for shape in fixed)
+    monkeypatch.setattr(program, "_request", None)
+    for shape in shapes:
+        if shape in fixed:
+            assert torch.equal(run(*shape), before[shape])
+        else:
+            with pytest.raises(AttributeError):
+                run(*shape)
 
 
-@pytest.mark.parametrize(("largest", "copies"), [(10**6, COPIES), (1, 0)])
-def test_who_serves_has_copies_of_what_a_text_alone_begins_with_unless_it_is_large(
-    calibrated_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int
+@pytest.mark.parametrize(("largest", "fixed"), [(10**6, FEW_ROWS), (1, {})])
+def test_who_serves_has_programs_for_few_rows_of_what_a_text_alone_begins_with_unless_it_is_large(
+    calibrated_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, fixed: dict[tuple[int, int], int]
 ) -> None:
-    monkeypatch.setattr("revmux_core.backends.openvino.LARGEST_COPIED", largest)
+    monkeypatch.setattr("revmux_core.backends.openvino.LARGEST_FIXED", largest)
+    # As without AMX.
+    monkeypatch.setattr("revmux_core.backends.openvino.AMX_TOGETHER", {})
     bundle = load_bundle(calibrated_path, backend="openvino")
     executor = bundle.classifier.executor
     assert isinstance(executor, OpenVinoExecutor)
     for alone in [point for point in executor._whole if point.width == 1]:
         executor.limit(bundle.classifier.points)
         executor.prepare(alone)
-        made = {of: len(program._spare) for (_, of), program in executor._programs.items()}
-        assert made.pop(alone) == copies
+        made = {of: program._fixed for (_, of), program in executor._programs.items()}
+        assert [shapes[1:] for shapes in made.pop(alone)] == [
+            ((rows, length), (rows, places)) for (rows, length), places in fixed.items()
+        ]
         assert made
         assert not any(made.values())
+
+
+@given(st.lists(st.integers(SHORT_TEXT, ROW_LENGTH // 2), min_size=1, max_size=10))
+def test_few_texts_are_few_rows_of_few_shapes(lengths: list[int]) -> None:
+    layout = Layout.of(tuple(lengths), RowCosts(1 / 1152))
+    if sum(lengths) <= ROW_LENGTH:
+        (block,) = layout.blocks
+        shape = block.segments.shape
+        assert shape[0] == 1
+        assert block.firsts.shape[1] == FEW_ROWS[shape]
 
 
 @pytest.mark.parametrize("prepared", [False, True])

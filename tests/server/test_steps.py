@@ -45,10 +45,18 @@ def test_a_step_gains_what_running_it_saves_at_best(
 def test_every_exit_asks_for_as_much_as_its_own_threshold() -> None:
     steps = Steps([Waiting(LENGTH, guaranteed=True)] * 4, MuxPlan((Group(EXITS[0], (0, 1, 2, 3)),)), menu([0.5] * 3, 0))
     for sure in (0.9, 0.8, 0.7):
+        assert steps.judged
         after = steps.advance([sure, *[sure - 0.01] * (len(steps.step.members) - 1)])
         assert after is not None
+    assert not steps.judged
     assert steps.advance([0.0]) is None
     assert steps.points == [*EXITS, PLAIN]
+
+
+def test_nobody_asks_how_sure_a_point_is_that_no_cascade_holds() -> None:
+    steps = Steps([Waiting(LENGTH, guaranteed=False)], MuxPlan((Group(EXITS[0], (0,)),)), menu([0.5] * 3, 0))
+    assert not steps.judged
+    assert steps.advance([0.0]) is None
 
 
 def test_what_nothing_is_known_of_is_run_to_its_end() -> None:
