@@ -214,7 +214,7 @@ class Program:
     """A compiled module, which `compiled` makes. Arrays are shared with it: none is copied on its way in.
 
     OpenVINO prepares all of a program anew whenever its inputs have other shapes than the last time, which takes up to
-    as long as a text alone does. So a few rows may have programs of their own, each of one shape.
+    as long as a text alone does. So few rows may have programs of their own, each of one shape.
     """
 
     def __init__(self, compiled: Callable[[Shapes | None], ov.InferRequest]) -> None:
