@@ -148,13 +148,14 @@ class MuxClassifier(nn.Module):
                 answered[track.group] = Answered(read, own, track.prefilled)
         outcomes = [answered[group] for group in groups]
         pooled, logits = _cat([own.pooled for own in outcomes]), _cat([own.logits for own in outcomes])
-        # Small operations take long on a CPU whose caches the layers went through.
-        confidences = logits.new_ones(len(logits))
         if judged:
             points = [group.point for group in groups]
             confidences = _cat(
                 [self._confidence(point, own.pooled, own.logits) for point, own in zip(points, outcomes, strict=True)]
             )
+        else:
+            # Small operations take long on a CPU whose caches the layers went through.
+            confidences = logits.new_ones(len(logits))
         states = {group: own.states for group, own in answered.items() if own.states is not None}
         return Outcome(
             batch.in_order(logits),

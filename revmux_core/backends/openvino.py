@@ -114,6 +114,7 @@ class OpenVinoExecutor:
         self._make(wanted)
         if sum(weights.numel() for layer in self._pieces.frozen for weights in layer.parameters()) <= LARGEST_FIXED:
             kind, of = (self._token_path, alone) if alone in self._whole else self._plain
+            # With AMX some of these shapes never come.
             fixed = [(*shape, places) for shape, places in FEW_ROWS.items() if shape in self._costs.shapes(*shape)]
             self._program(kind, of).fix(fixed)
 

@@ -80,7 +80,7 @@ def test_layers_are_pytorchs_whatever_the_lengths(
         torch.testing.assert_close(firsts, expected[rows, 0], atol=1e-3, rtol=1e-3)
 
 
-def test_fixed_programs_run_the_single_rows_that_they_are_for_and_no_others(
+def test_fixed_programs_run_the_rows_that_they_are_for_and_no_others(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = compiled.classifier.backbone
@@ -128,14 +128,34 @@ def test_who_serves_has_programs_for_few_rows_of_what_a_text_alone_begins_with_u
         assert not any(made.values())
 
 
+def test_fixed_programs_answer_as_the_one_for_all_shapes(
+    compiled: Bundle, calibrated_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = load_bundle(calibrated_path, backend="openvino")
+    executor, pad_id = prepared.classifier.executor, prepared.tokenizer.pad_id
+    assert isinstance(executor, OpenVinoExecutor)
+    for alone in [point for point in executor._whole if point.width == 1]:
+        executor.limit(prepared.classifier.points)
+        executor.prepare(alone)
+        monkeypatch.setattr(executor._program(executor._token_path, alone), "_request", None)
+        # Answers stay what they are when their program runs again.
+        batches = [
+            collate(samples, MuxPlan((Group(alone, tuple(range(len(samples)))),)), pad_id)
+            for samples in (random_samples(compiled, count, seed=count)[1] for count in (1, 2, 3))
+        ]
+        fixed, free = [[bundle.classifier(batch) for batch in batches] for bundle in (prepared, compiled)]
+        for own, expected in zip(fixed, free, strict=True):
+            assert torch.equal(own.logits, expected.logits)
+            assert torch.equal(own.pooled, expected.pooled)
+
+
 @given(st.lists(st.integers(SHORT_TEXT, ROW_LENGTH // 2), min_size=1, max_size=10))
 def test_few_texts_are_few_rows_of_few_shapes(lengths: list[int]) -> None:
-    layout = Layout.of(tuple(lengths), RowCosts(1 / 1152))
-    if sum(lengths) <= ROW_LENGTH:
-        (block,) = layout.blocks
-        shape = block.segments.shape
-        assert shape[0] == 1
-        assert block.firsts.shape[1] == FEW_ROWS[shape]
+    (block,) = Layout.of(tuple(lengths), RowCosts(1 / 1152)).blocks
+    rows, length = block.segments.shape
+    assert (rows == 1) == (sum(lengths) <= ROW_LENGTH)
+    if rows <= 2:
+        assert block.firsts.shape[1] == FEW_ROWS[rows, length]
 
 
 @pytest.mark.parametrize("prepared", [False, True])
