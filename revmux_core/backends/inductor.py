@@ -116,7 +116,8 @@ class InductorExecutor(PaddedExecutor):
             # The plain one has none.
             if point in self._multiplexers:
                 self._multiplex(self._multiplexers[point])
-                self._demultiplex(self._multiplexers[point])
+                if not self._backbone.problem.by_word:
+                    self._demultiplex(self._multiplexers[point])
         logger.info("compiled %d pieces in %.1f s", len(pieces), time.perf_counter() - begun)
         self._graphs = self._no_graphs()
         if self._graphs is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
+from revmux_core.backends import BackendName
 from revmux_core.batch import collate
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.cascade import Cascade
@@ -148,8 +149,12 @@ def test_evaluation_counts_texts_and_words(bundle: Bundle) -> None:
     assert (plain.agreement, plain.closeness["word_agreement"]) == (1, 1)
 
 
-def test_openvino_reads_the_same_words(task_bundle_paths: dict[ProblemType, Path], bundle: Bundle) -> None:
-    compiled = load_bundle(task_bundle_paths[KIND], backend="openvino")
+@pytest.mark.parametrize("backend", ["openvino", "inductor"])
+def test_a_compiled_backend_reads_the_same_words(
+    task_bundle_paths: dict[ProblemType, Path], bundle: Bundle, backend: BackendName
+) -> None:
+    compiled = load_bundle(task_bundle_paths[KIND], backend=backend)
+    compiled.classifier.executor.limit(bundle.classifier.points)
     _, samples = random_samples(bundle, 30)
     for point in bundle.classifier.points:
         found, _ = run_all(compiled.classifier, samples, point, 0, 200)
