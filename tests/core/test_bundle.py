@@ -102,7 +102,8 @@ def linked(path: Path, target: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: linked(folder / "backbone/config.json", "config.json"), "cannot be read"),
+        # From Python 3.13 on a link to itself is taken for no file.
+        (lambda folder: linked(folder / "backbone/config.json", "config.json"), "cannot be read|is missing"),
         (lambda folder: linked(folder / "backbone/config.json", "/etc/hostname"), "outside its folder"),
         (lambda folder: replaced(folder, "backbone/tokenizer.json", b"{}"), "cannot be loaded"),
         (lambda folder: replaced_json(folder, "backbone/tokenizer_config.json", tokenizer_class=7), "cannot be loaded"),

@@ -457,23 +457,33 @@ async def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
     await finish_all(device, batcher)
 
 
-async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting() -> None:
-    device = ManualDevice()
+class ManualClock:
+    """The batcher's clock, which stands still but when the test says so: a busy machine would look like a slow device.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr("server.batcher.monotonic", lambda: self.seconds)
+
+
+async def test_how_fast_the_device_is_it_shows_when_others_are_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, clock = ManualDevice(), ManualClock(monkeypatch)
     batcher = batcher_on(device)
     batcher.submit(samples_of(0, [40] * 200), Terms(PLAIN_ONLY))
     for _ in range(100):
         await settle()
+        clock.seconds += 0.001
         device.finish()
     await settle()
-    # Batches of 40 tokens took a millisecond; 4,000 wait, which are four at what was said at the start.
+    # Batches of 40 tokens took a millisecond; 4,000 wait, which are 4 ms at what was said at the start.
     batcher.submit(samples_of(1, [40]), Terms(PLAIN_ONLY, timeout=0.2))
     with pytest.raises(QueueTooLong):
         batcher.submit(samples_of(2, [40]), Terms(PLAIN_ONLY, timeout=0.05))
     await finish_all(device, batcher)
 
 
-async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early() -> None:
-    device = ManualDevice()
+async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, clock = ManualDevice(), ManualClock(monkeypatch)
     batcher = batcher_on(device, max_items=100, tokens_per_second=100.0)
     batcher.submit(samples_of(0, [BUDGET]), Terms(PLAIN_ONLY))
     await settle()
@@ -482,6 +492,7 @@ async def test_how_fast_it_is_a_batch_shows_that_was_handed_over_early() -> None
         batcher.submit(samples_of(number, [BUDGET]), Terms(PLAIN_ONLY))
         await settle()
         assert (len(device.batches), batcher.load) == (2, Load(0, 0))
+        clock.seconds += 0.001
         device.finish()
         await settle()
     # At what was said at the start it would take as long again as it has.
