@@ -99,6 +99,9 @@ class T5Backbone:
         # Held by the first layer, used by all.
         attention = self._encoder.block[0].layer[0].SelfAttention
         bias = attention.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
+        if attention_mask is not None and not self._encoder._supports_sdpa:
+            # Before Transformers 5.15 a layer that is given a bias takes the mask for a part of it.
+            bias = bias + attention_mask
         for layer in layers:
             if isinstance(layer, DecoderStep):
                 start = torch.full((hidden.shape[0], 1), self._start, device=hidden.device)
