@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from revmux_core.backbones.base import UnsupportedModelError
+from revmux_core.batch import move
 from revmux_core.problems import Problem, SingleLabel
 
 LABEL_WORDS = "label_word_ids"
@@ -43,7 +44,10 @@ def score_words(model: PreTrainedModel, states: Tensor) -> Tensor:
     if head.weight.is_meta:
         # A sharded model's, and offloaded: only its own call fetches it.
         return head(states)[:, words]
-    return F.linear(states.to(head.weight.device), head.weight[words])
+    device = head.weight.device
+    # Not indexed by the list: a GPU would be waited for until that is there.
+    rows = head.weight.index_select(0, move(torch.tensor(words), device))
+    return F.linear(states.to(device), rows)
 
 
 def set_prompt(model: PreTrainedModel, prompt: Tensor) -> None:

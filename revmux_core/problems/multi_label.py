@@ -60,8 +60,13 @@ class MultiLabel(Problem):
         return self._distances(logits).sigmoid().prod(dim=-1)
 
     def _distances(self, logits: Tensor) -> Tensor:
-        logits = logits.float()
-        return (logits - logits.new_tensor(self._cuts)).abs()
+        # Here, as a process that speaks HTTP alone has neither.
+        import torch
+
+        from revmux_core.batch import move
+
+        # Not `new_tensor`, which waits for a GPU.
+        return (logits.float() - move(torch.tensor(self._cuts), logits.device)).abs()
 
     def target(self, label: LabelCell, text: str) -> list[float]:
         """Several labels are a list in the file, or names with commas between them; an empty cell is none of them."""
