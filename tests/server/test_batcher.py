@@ -458,7 +458,7 @@ async def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
 
 
 class ManualClock:
-    """The batcher's clock, which stands still but when the test says so: a busy machine would look like a slow device."""
+    """The batcher's clock, which the test moves on: a busy machine would look like a slow device."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 0.0
