@@ -151,7 +151,7 @@ def test_a_language_model_gets_a_prompt_and_adapters_from_the_command_line(famil
     command = f"train --model {tmp_path / 'model'} --data {data} --labels negative,positive --width 2 --point n1-l3"
     command += " --delta-rank 2"
     command += " --label-word negative=bad --label-word positive=good --prompt-tokens 4 --task-batch-size 16"
-    command += " --epochs 4 --learning-rate 2e-3 --batch-size 16 --task-epochs 12 --prompt-learning-rate 0.1"
+    command += " --epochs 6 --learning-rate 2e-3 --batch-size 16 --task-epochs 12 --prompt-learning-rate 0.1"
     for name, more in (("mine", ""), ("unprompted", " --prompt-tokens 0 --epochs 0.1")):
         result = run.invoke(app, f"{command} --out {tmp_path / name}{more}".split(), catch_exceptions=False)
         assert result.exit_code == 0
