@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.overhead import report
 from loadtest.overhead.costs import Visit
-from loadtest.overhead.drive import ask, engine_of, visit
+from loadtest.overhead.drive import ask, beside, engine_of, visit
 from loadtest.overhead.report import FLOOR, FRONT, ONE, Report
 from loadtest.peers.compare import answers
 from loadtest.peers.environments import PeerError, call
@@ -43,7 +44,7 @@ def main(
     inputs: Annotated[int, typer.Option(min=1, max=MOST_INPUTS, help="Texts a request.")] = 1,
 ) -> None:
     """Serve BUNDLE plainly, in one process and behind a front end, and its tokenizer without any model; drive all three
-    in turn, and the engine alone, and write what each part takes.
+    in turn, and the engine alone and beside the tokenizer's server, and write what each part takes.
 
     The servers take their other settings from REVMUX_* variables, and the engine alone those of the servers. Linux
     only. Exit codes: 0 done, 1 a server or a benchmark failed, or a request was not answered, 2 the data cannot be
@@ -56,6 +57,7 @@ def main(
     revmux = [sys.executable, "-m", "server.cli"]
     serve = [*revmux, "serve", *source, "--width", "1", "--http-workers"]
     offline: list[float] = []
+    beside_floor: list[float] = []
     try:
         requests = lists_of([sample.text for sample in read_samples(data, text_column)], inputs)
         with (
@@ -81,12 +83,16 @@ def main(
                     say(f"{name} is warm")
                 for number in range(rounds):
                     say(f"round {number + 1} of {rounds}")
-                    offline.append(_alone(source, one, data, text_column, logs))
+                    engine_alone = partial(_alone, source, one, data, text_column, logs)
+                    offline.append(engine_alone())
                     # No server always goes first.
                     for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
                         found = runner.run(visit(server, engine, requests, inputs, concurrency, seconds, number))
                         visits[name].append(found)
                         say(f"  {name}: {found.rate:.1f} texts/s")
+                    say("  beside the floor:")
+                    as_served = visits[ONE][-1].rate / inputs
+                    beside_floor.append(runner.run(beside(floor, requests, as_served, engine_alone)))
         for name in ("one", "front"):
             raise_errors(logs / f"{name}.log")
     except DataError as error:
@@ -99,7 +105,7 @@ def main(
     asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g}"
     asked += f" --concurrency {concurrency} --inputs {inputs} --out OUT"
     command = f"{settings} python -m loadtest.overhead {asked}"
-    report.write(Report(command, describe_machine(), concurrency, inputs, seconds, offline, visits), out)
+    report.write(Report(command, describe_machine(), concurrency, inputs, seconds, offline, beside_floor, visits), out)
     say(f"wrote {out / 'overhead.md'}")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from loadtest.client import Client
@@ -18,6 +19,8 @@ from loadtest.workload import shuffled
 
 ENGINE = "server.engine_process"
 """The module that the process with the model runs where front ends have processes of their own."""
+TOGETHER = 32
+"""Requests that come at once: half of 64 in flight, as the other half waits for a batch."""
 REQUESTS = 'revmux_request_duration_seconds_{}{{path="/classify"}}'
 
 
@@ -68,6 +71,22 @@ async def visit(
         request=mean(REQUESTS.format("sum")),
         inference=mean("revmux_inference_duration_seconds_sum"),
     )
+
+
+async def beside(server: Server, requests: Sequence[str | list[str]], rate: float, work: Callable[[], float]) -> float:
+    """What `work` comes to, in a thread, while `server` answers `rate` of the `requests` a second.
+
+    They come `TOGETHER` at a time, as they do to a server that answers in batches: one by one each would cost more.
+    Raises `ServerError` for a request that is not answered.
+    """
+    gap, bursts = TOGETHER / rate, max(round(rate / TOGETHER), 1)
+    arrivals = [gap * number for number in range(1, bursts + 1) for _ in range(TOGETHER)]
+    async with Client(server.port, requests) as client:
+        working = asyncio.create_task(asyncio.to_thread(work))
+        order = shuffled(len(requests), 0)
+        while not working.done():
+            _all_answered(await client.open_loop(order, arrivals, gap * (bursts + 1)))
+        return await working
 
 
 async def ask(server: Server, texts: str | list[str]) -> bytes:

@@ -11,6 +11,7 @@ from statistics import median
 from loadtest.machine import Machine
 from loadtest.measure import MAX_CPU_SHARE
 from loadtest.overhead.costs import Visit, most_of_offline, over_rounds
+from loadtest.overhead.drive import TOGETHER
 from loadtest.report import share, size, table
 
 ONE, FRONT, FLOOR = "one process", "`--http-workers 1`", "floor"
@@ -20,8 +21,8 @@ REQUESTS_A_SECOND = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`offline` are the engine's own sentences a second, `visits` those to the servers `ONE`, `FRONT` and `FLOOR`: one
-    a round."""
+    """`offline` are the engine's own sentences a second, `beside_floor` those while `FLOOR` answers as many requests as
+    `ONE` did, `visits` those to the servers `ONE`, `FRONT` and `FLOOR`: one a round."""
 
     command: str
     machine: Machine
@@ -29,6 +30,7 @@ class Report:
     inputs: int
     seconds: float
     offline: Sequence[float]
+    beside_floor: Sequence[float]
     visits: Mapping[str, Sequence[Visit]]
 
 
@@ -74,11 +76,15 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         *_generator_verdict(medians),
         "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
         "H + G), with E the device's time a text, H that of front end and engine's loop, G the generator's. With H "
-        f"and G of the floor and E of one process it is **{share(_most(one, floor))}**, which no server of this stack "
-        f"exceeds here. With the generator elsewhere it is {share(_most(one, one, 0))}, at the floor "
-        f"{share(_most(one, floor, 0))}. What *of offline* lacks of it are cores that are not busy, and a device that "
-        "takes longer a text than alone. The floor's times are the least: its caches are warm, and it reads many "
-        "requests a wake-up. The generator, whose work is the same in all rows, shows how much that is.",
+        f"and G of the floor and E of one process it is {share(_most(one, floor))}. With the generator elsewhere it is "
+        f"{share(_most(one, one, 0))}, at the floor {share(_most(one, floor, 0))}. What *of offline* lacks of it are "
+        "cores that are not busy, and a device that takes longer a text than alone. The floor's times are the least: "
+        "its caches are warm, and it reads many requests a wake-up. The generator, whose work is the same in all rows, "
+        "shows how much that is.",
+        f"So it was measured as well: while the floor answers as many requests a second as one process did, {TOGETHER} "
+        f"at a time, the engine does **{share(median(_ratios(report.beside_floor, report.offline)))}** of what it does "
+        "alone. A server of this stack that did nothing but read, cut and write would have that left for its model "
+        "here, beside the same generator.",
         "## One request at a time",
         "Milliseconds, means. *request* and *inference* are the server's own (`/metrics`).",
         table(("server", "as the client saw it", "request", "inference", "request less inference"), alone),
@@ -114,7 +120,11 @@ _PARTS = ("front end", "engine's loop", "device")
 
 def _of_offline(report: Report, name: str) -> float:
     """The median of the rounds' ratios, so that a drift of the machine's speed cancels out."""
-    return median(visit.rate / alone for visit, alone in zip(report.visits[name], report.offline, strict=True))
+    return median(_ratios([visit.rate for visit in report.visits[name]], report.offline))
+
+
+def _ratios(own: Sequence[float], alone: Sequence[float]) -> list[float]:
+    return [mine / its for mine, its in zip(own, alone, strict=True)]
 
 
 def _most(model: Visit, rest: Visit, generator: float | None = None) -> float:

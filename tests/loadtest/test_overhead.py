@@ -31,6 +31,7 @@ def test_every_part_of_real_servers_is_on_the_page(tiny_bundle_path: Path, tmp_p
     assert floor["front_end"] < one["loop"]
     assert one["request"] > one["inference"] > 0
     assert floor["request"] is None
+    assert 0 < document["beside_floor"][0] < 2 * document["offline"][0]
     page = (out / "overhead.md").read_text()
     assert str(tmp_path) not in page
     assert "| `--http-workers 1` |" in page
