@@ -16,7 +16,7 @@ from loadtest.client import MAX_CONNECTIONS
 from loadtest.command import end_on_sigterm, say
 from loadtest.machine import describe_machine
 from loadtest.overhead import report
-from loadtest.overhead.costs import Visit
+from loadtest.overhead.costs import Visit, come_together
 from loadtest.overhead.drive import ask, beside, engine_of, visit
 from loadtest.overhead.report import FLOOR, FRONT, ONE, Report
 from loadtest.peers.compare import answers
@@ -81,9 +81,9 @@ def main(
                 for name, (server, engine) in servers.items():
                     runner.run(visit(server, engine, requests, inputs, concurrency, seconds, rounds))
                     say(f"{name} is warm")
+                engine_alone = partial(_alone, source, one, data, text_column, logs)
                 for number in range(rounds):
                     say(f"round {number + 1} of {rounds}")
-                    engine_alone = partial(_alone, source, one, data, text_column, logs)
                     offline.append(engine_alone())
                     # No server always goes first.
                     for name, (server, engine) in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
@@ -92,7 +92,8 @@ def main(
                         say(f"  {name}: {found.rate:.1f} texts/s")
                     say("  beside the floor:")
                     as_served = visits[ONE][-1].rate / inputs
-                    beside_floor.append(runner.run(beside(floor, requests, as_served, engine_alone)))
+                    together = come_together(concurrency)
+                    beside_floor.append(runner.run(beside(floor, requests, as_served, together, engine_alone)))
         for name in ("one", "front"):
             raise_errors(logs / f"{name}.log")
     except DataError as error:

@@ -77,6 +77,11 @@ def over_rounds(visits: Sequence[Visit]) -> Visit:
     )
 
 
+def come_together(concurrency: int) -> int:
+    """Requests that come at once to a server with so many in flight: half, as the others wait for the next batch."""
+    return max(concurrency // 2, 1)
+
+
 def most_of_offline(device: float, http: float, generator: float) -> float:
     """The share of the engine's own throughput that is left for it at most where all three share the cores, from
     processor times a text: E / (E + H + G)."""

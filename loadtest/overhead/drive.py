@@ -19,8 +19,6 @@ from loadtest.workload import shuffled
 
 ENGINE = "server.engine_process"
 """The module that the process with the model runs where front ends have processes of their own."""
-TOGETHER = 32
-"""Requests that come at once: half of 64 in flight, as the other half waits for a batch."""
 REQUESTS = 'revmux_request_duration_seconds_{}{{path="/classify"}}'
 
 
@@ -73,14 +71,16 @@ async def visit(
     )
 
 
-async def beside(server: Server, requests: Sequence[str | list[str]], rate: float, work: Callable[[], float]) -> float:
+async def beside(
+    server: Server, requests: Sequence[str | list[str]], rate: float, together: int, work: Callable[[], float]
+) -> float:
     """What `work` comes to, in a thread, while `server` answers `rate` of the `requests` a second.
 
-    They come `TOGETHER` at a time, as they do to a server that answers in batches: one by one each would cost more.
+    They come so many `together`, as they do to a server that answers in batches: one by one each would cost more.
     Raises `ServerError` for a request that is not answered.
     """
-    gap, bursts = TOGETHER / rate, max(round(rate / TOGETHER), 1)
-    arrivals = [gap * number for number in range(1, bursts + 1) for _ in range(TOGETHER)]
+    gap, bursts = together / rate, max(round(rate / together), 1)
+    arrivals = [gap * number for number in range(1, bursts + 1) for _ in range(together)]
     async with Client(server.port, requests) as client:
         working = asyncio.create_task(asyncio.to_thread(work))
         order = shuffled(len(requests), 0)

@@ -10,8 +10,7 @@ from statistics import median
 
 from loadtest.machine import Machine
 from loadtest.measure import MAX_CPU_SHARE
-from loadtest.overhead.costs import Visit, most_of_offline, over_rounds
-from loadtest.overhead.drive import TOGETHER
+from loadtest.overhead.costs import Visit, come_together, most_of_offline, over_rounds
 from loadtest.report import share, size, table
 
 ONE, FRONT, FLOOR = "one process", "`--http-workers 1`", "floor"
@@ -81,10 +80,11 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "cores that are not busy, and a device that takes longer a text than alone. The floor's times are the least: "
         "its caches are warm, and it reads many requests a wake-up. The generator, whose work is the same in all rows, "
         "shows how much that is.",
-        f"So it was measured as well: while the floor answers as many requests a second as one process did, {TOGETHER} "
-        f"at a time, the engine does **{share(median(_ratios(report.beside_floor, report.offline)))}** of what it does "
-        "alone. A server of this stack that did nothing but read, cut and write would have that left for its model "
-        "here, beside the same generator.",
+        "So it was measured as well: while the floor answers as many requests a second as one process did, "
+        f"{come_together(report.concurrency)} at a time, the engine does "
+        f"**{share(median(_ratios(report.beside_floor, report.offline)))}** of what it does alone. A server of this "
+        "stack that did nothing but read, cut and write would have that left for its model here, beside the same "
+        "generator.",
         "## One request at a time",
         "Milliseconds, means. *request* and *inference* are the server's own (`/metrics`).",
         table(("server", "as the client saw it", "request", "inference", "request less inference"), alone),

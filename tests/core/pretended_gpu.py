@@ -8,10 +8,12 @@ raises, and so does what a GPU would be waited for: a value that the host asks f
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -20,11 +22,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from revmux_core.backends import inductor
 from revmux_core.backends.graphs import GRAPH_TOKENS
 from revmux_core.backends.inductor import InductorExecutor
-from revmux_core.backends.pieces import example_states
 from revmux_core.batch import collate
 from revmux_core.bundle import Bundle, load_bundle
 from revmux_core.plan import Group, MuxPlan
 from revmux_core.states import Padded
+from tests.tiny import counting_capture
 
 NAME = "pretended"
 
@@ -45,21 +47,15 @@ class Pretended(FakeTensorMode):
 
 
 class Executor(InductorExecutor):
-    """The same around states whose lengths are known, and are not asked for."""
+    """The same, but for its random states, whose lengths are told on the host."""
 
     def _example(self, rows: int) -> Padded:
+        device, self._device = self._device, torch.device("cpu")
         with unset_fake_temporarily():
-            hidden, mask = example_states(rows, 11, self._backbone.hidden_size)
-            lengths = tuple(mask.sum(dim=1).tolist())
-        hidden, mask = torch.empty_like(hidden, dtype=self._dtype), torch.empty_like(mask)
-        states = (tensor.to(self._device, non_blocking=True) for tensor in (hidden, mask))
-        return Padded(*states, self._backbone.padding_side, lengths)
-
-
-def capture(call: Callable[[], None]) -> Callable[[], None]:
-    """A recording that is the call itself."""
-    call()
-    return call
+            states = super()._example(rows)
+        self._device = device
+        hidden, mask = (torch.empty_like(made).to(device, non_blocking=True) for made in (states.hidden, states.mask))
+        return replace(states, hidden=hidden, mask=mask)
 
 
 def run(bundle: Bundle, device: torch.device) -> None:
@@ -86,14 +82,17 @@ def main() -> None:
     backend, *folders = sys.argv[1:]
     bundles = [load_bundle(Path(folder), dtype=torch.bfloat16) for folder in folders]
     _setup_privateuseone_for_python_backend(NAME)
-    # Values, which there are none of, are not compared. What is made of a program's operations is PyTorch's affair.
-    inductor.check_outputs = lambda *_: None  # type: ignore[assignment]
-    torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
     for bundle in bundles:
-        with Pretended(allow_non_fake_inputs=True):
+        # Without values there is nothing to compare (`test_inductor` does), and what a program's operations become is
+        # PyTorch's affair.
+        with (
+            patch.object(inductor, "check_outputs"),
+            patch.object(torch, "compile", partial(torch.compile, backend="eager")),
+            Pretended(allow_non_fake_inputs=True),
+        ):
             bundle.classifier.to_empty(device=torch.device(NAME, 0))
             if backend == "inductor":
-                bundle.classifier.executor = Executor(bundle.classifier, capture)
+                bundle.classifier.executor = Executor(bundle.classifier, counting_capture()[0])
                 bundle.classifier.executor.limit(bundle.classifier.points)
             run(bundle, torch.device(NAME, 0))
 
