@@ -11,6 +11,7 @@ README.md                    the model card, written from the manifest
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,7 +194,10 @@ def load_bundle(
     try:
         model = load_model(found.folder, folder / "backbone", manifest.problem, manifest.verbalizer)
         if manifest.tuned:
-            model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
+            with warnings.catch_warnings():
+                # PEFT asks for what Transformers has renamed; whoever runs a server can do nothing about it.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                model = PeftModel.from_pretrained(model, str(folder / "task")).merge_and_unload()
         if manifest.prompt_tokens:
             set_prompt(model, load_file(folder / PROMPT_FILE)[PROMPT])
         backbone = view(model)

@@ -61,13 +61,8 @@ class DecoderBackbone:
         rotary = self._decoder.rotary_emb(hidden, position_ids=positions)
         makers = {False: create_causal_mask, True: create_sliding_window_causal_mask}
         masks = {
-            sliding: makers[sliding](
-                config=self._decoder.config,
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                past_key_values=None,
-                position_ids=positions,
-            )
+            # By position: Transformers 5.24 gave the cache, which there is none of, another name.
+            sliding: makers[sliding](self._decoder.config, hidden, mask, None, position_ids=positions)
             for sliding in {self._is_sliding(layer) for layer in layers}
         }
         for layer in layers:

@@ -40,7 +40,8 @@ class DecoderStep(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         """Encoder states `[R, T, d]`, their `mask` `[R, T]` and the start embeddings `[R, 1, d]` to `[R, 1, d]`."""
         encoded = self.encoder_norm(hidden)
-        causal = create_causal_mask(config=self.config, inputs_embeds=start, attention_mask=None, past_key_values=None)
+        # By position: Transformers 5.24 gave the cache, which there is none of, another name.
+        causal = create_causal_mask(self.config, start, None, None)
         cross = create_bidirectional_mask(
             config=self.config, inputs_embeds=start, attention_mask=mask, encoder_hidden_states=encoded
         )
