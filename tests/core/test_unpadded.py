@@ -129,6 +129,17 @@ def test_layers_leave_the_padding_out_whatever_the_lengths(unpadding: Bundle, se
     torch.testing.assert_close(firsts, expected[:, :1], atol=1e-3, rtol=1e-3)
 
 
+def test_the_longest_texts_need_no_program_of_their_own(unpadding: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "STANCE", "fail_on_recompile")
+    classifier = unpadding.classifier
+    layers = classifier.backbone.layers(0, classifier.backbone.num_layers)
+    for length in (2, 300):
+        padded = states(8, length)
+        found = classifier.executor.run(padded, layers, True).hidden
+        expected = classifier.backbone.run(padded.hidden.nan_to_num(0), padded.mask, layers)
+        torch.testing.assert_close(found, expected[:, :1], atol=1e-3, rtol=1e-3)
+
+
 def test_what_is_recorded_is_replayed_with_its_padding(unpadding: Bundle) -> None:
     capture, replayed = counting_capture()
     executor = InductorExecutor(unpadding.classifier, capture)
