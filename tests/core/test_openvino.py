@@ -149,6 +149,48 @@ def test_fixed_programs_answer_as_the_one_for_all_shapes(
             assert torch.equal(own.pooled, expected.pooled)
 
 
+class ReadingAll(PackedLayers):
+    def forward(self, hidden: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden, torch.ones_like(segments))
+
+
+def test_a_program_in_which_texts_read_each_other_is_refused(compiled: Bundle) -> None:
+    """Though it computes what PyTorch computes."""
+    backbone = compiled.classifier.backbone
+    layers = ReadingAll(backbone, backbone.layers(0, 1))
+    with pytest.raises(RevmuxError, match="mixes up texts that share rows"):
+        Compiler(torch.float32).compile([layers], backbone.hidden_size)
+
+
+def test_one_of_one_shape_is_left_out(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = compiled.classifier.backbone
+    layers = PackedLayers(backbone, backbone.layers(0, 1))
+    (program,) = Compiler(torch.float32).compile([layers], backbone.hidden_size)
+    monkeypatch.setattr(programs, "_independent", lambda run, inputs: inputs[1].shape != (1, 16))
+    program.fix([(1, 16, 4), (2, 48, 4)])
+    assert [segments for _, segments in program._fixed] == [(2, 48)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_the_demo_answers_few_texts_as_it_does_one(dtype: torch.dtype) -> None:
+    """In the programs that a server has for them. OpenVINO's attention had mixed up twelve places with twelve heads."""
+    bundle = load_bundle("sst2-minilm", dtype=dtype, backend="openvino")
+    executor, point = bundle.classifier.executor, bundle.classifier.plain
+    assert isinstance(executor, OpenVinoExecutor)
+    executor.limit([point])
+    executor.prepare(point)
+    samples = bundle.tokenizer([(text, None) for text in SAMPLE_TEXTS.read_text().splitlines()[:48]])
+
+    def logits(count: int) -> torch.Tensor:
+        plan = MuxPlan((Group(point, tuple(range(count))),))
+        batches = [samples[begin : begin + count] for begin in range(0, len(samples), count)]
+        return torch.cat([bundle.classifier(collate(batch, plan, bundle.tokenizer.pad_id)).logits for batch in batches])
+
+    alone = logits(1)
+    for count in (2, 3, 4, 6, 8):
+        torch.testing.assert_close(logits(count), alone, atol=0.1, rtol=0)
+
+
 @given(st.lists(st.integers(SHORT_TEXT, ROW_LENGTH // 2), min_size=1, max_size=10))
 def test_few_texts_are_few_rows_of_few_shapes(lengths: list[int]) -> None:
     (block,) = Layout.of(tuple(lengths), RowCosts(1 / 1152)).blocks
