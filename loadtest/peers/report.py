@@ -25,6 +25,7 @@ HEAD = (
     "start, s",
     "accuracy",
     "agreement",
+    "under load",
     "failed",
 )
 # The columns before the figures: they stay where there are none.
@@ -109,7 +110,8 @@ def to_markdown(report: Report) -> str:
         "Medians over rounds. *of Infinity* is the median of the rounds' ratios to Infinity as documented. Latencies "
         "count from when a request was due. Memory is the sum of every process's peak. Start runs from the process's "
         "start to its first answer. Accuracy is over every sentence once, agreement with the labels that our plain "
-        "path gave them. *failed* counts requests of all runs that got no answer.",
+        "path gave them, and *under load* at half of each one's. *failed* counts requests of all runs that got no "
+        "answer.",
         *_same_load(report),
         _generator(report.warnings),
         "## Settings",
@@ -159,6 +161,7 @@ def _row(contender: Contender, yardstick: Contender | None) -> list[str]:
         f"{starts[len(starts) // 2]:.1f}",
         share(passed.accuracy),
         share(passed.agreement),
+        share(half.agreement),
         f"{failed}{end}",
     ]
 

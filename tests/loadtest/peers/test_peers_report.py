@@ -34,10 +34,10 @@ def test_every_server_has_a_row_of_the_whole_table(report):
     assert all(row.replace("\\|", "").count("|") == len(HEAD) + 1 for row in rows)
     assert (
         rows[2] == "| RevMUX Server 1.2 | plain | float32 | 300.0 | 3.00x | 10.0 | 30.0 | 300 MiB | 3.0 | 90.0% "
-        "| 100.0% | 0 |"
+        "| 100.0% | 100.0% | 0 |"
     )
     assert "| 100.0 | 1.00x |" in rows[3]
-    assert "| 99.0% | 6 |" in rows[3]
+    assert "| 99.0% | 100.0% | 6 |" in rows[3]
     assert "| 50.0 | 0.50x |" in rows[4]
     assert "0, then the server exited \\| badly" in rows[4]
     assert "not measured: needs a GPU" in rows[5]
