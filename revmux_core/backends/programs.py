@@ -335,7 +335,7 @@ class Compiler:
         """
         with ThreadPoolExecutor() as pool:
             made = [
-                pool.submit(Program, self._converted(module, size), partial(self._inputs, module, size))
+                pool.submit(Program, self._converted(module, size), partial(self._example_inputs, module, size))
                 for module in modules
             ]
             programs = [program.result() for program in made]
@@ -343,9 +343,12 @@ class Compiler:
             self._check(module, program, size)
         return programs
 
-    def _inputs(self, module: nn.Module, size: int, count: int, length: int) -> list[np.ndarray]:
-        """`_example`, as the program of `module` takes it."""
-        states, example = self._states_of(module), _example(module, count, length, size)
+    def _example_inputs(self, module: nn.Module, size: int, count: int, length: int) -> list[np.ndarray]:
+        return self._inputs(module, _example(module, count, length, size))
+
+    def _inputs(self, module: nn.Module, example: Sequence[Tensor]) -> list[np.ndarray]:
+        """What `module` takes, as its program does."""
+        states = self._states_of(module)
         return [to_numpy(tensor.to(states) if tensor.is_floating_point() else tensor) for tensor in example]
 
     def _check(self, module: nn.Module, program: Program, size: int) -> None:
@@ -357,7 +360,7 @@ class Compiler:
         layers = len(module.layers) if isinstance(module, Layers | PackedEnd | TokenPath | CompositePath) else 1
         tolerance = min(TOLERANCE * layers, HIGHEST_TOLERANCE)
         mask = example[1] if isinstance(module, Layers | Multiplexing) else None
-        inputs = self._inputs(module, size, 3, 11)
+        inputs = self._inputs(module, example)
         found = [from_numpy(output).float() for output in program.run(*inputs)]
         if isinstance(module, PlainPath | ExitPath | CompositePath):
             # Logits that are wrong would be little beside what they are made from.
