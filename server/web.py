@@ -33,6 +33,9 @@ def http_config(service: Service) -> uvicorn.Config:
         create_app(service),
         http=BoundedProtocol,
         limit_concurrency=service.settings.max_connections,
+        # As many may wait to be accepted, up to the kernel's own limit: whoever finds no room there sends again, after
+        # seconds. 2,048 by default.
+        backlog=service.settings.max_connections,
         log_config=None,
         # The metrics count requests; a line for each would cost more than the rest of the HTTP layer.
         access_log=False,
