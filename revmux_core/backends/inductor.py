@@ -88,7 +88,7 @@ class InductorExecutor(PaddedExecutor):
         self._capture = capture
         self._graphs = self._no_graphs()
         self._limited = False
-        # From PyTorch 2.15 on a GPU's first choice for texts without padding, in programs of its own for more than 128
+        # PyTorch 2.15's first choice on a GPU for texts without padding, in programs of its own for more than 128
         # tokens. It makes a plan for every shape that it has not seen: 42 ms (PyTorch's pull request 191576).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.packs = self._attends_unpadded()
