@@ -42,6 +42,9 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of one run.")] = 5,
     concurrency: Annotated[int, typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight to saturate.")] = 64,
     inputs: Annotated[int, typer.Option(min=1, max=MOST_INPUTS, help="Texts a request.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads for the model, of which fewer than cores leave HTTP its own.")
+    ] = None,
 ) -> None:
     """Serve BUNDLE plainly, in one process and behind a front end, and its tokenizer without any model; drive all three
     in turn, and the engine alone and beside the tokenizer's server, and write what each part takes.
@@ -55,7 +58,8 @@ def main(
     logs.mkdir(parents=True, exist_ok=True)
     source = ["--bundle", bundle, *(["--base", str(base)] if base is not None else [])]
     revmux = [sys.executable, "-m", "server.cli"]
-    serve = [*revmux, "serve", *source, "--width", "1", "--http-workers"]
+    pool = ["--threads", str(threads)] if threads is not None else []
+    serve = [*revmux, "serve", *source, *pool, "--width", "1", "--http-workers"]
     offline: list[float] = []
     beside_floor: list[float] = []
     try:
@@ -81,7 +85,7 @@ def main(
                 for name, (server, engine) in servers.items():
                     runner.run(visit(server, engine, requests, inputs, concurrency, seconds, rounds))
                     say(f"{name} is warm")
-                engine_alone = partial(_alone, source, one, data, text_column, logs)
+                engine_alone = partial(_alone, [*source, *pool], one, data, text_column, logs)
                 for number in range(rounds):
                     say(f"round {number + 1} of {rounds}")
                     offline.append(engine_alone())
@@ -104,16 +108,18 @@ def main(
         raise typer.Exit(1) from error
     settings = f"REVMUX_BACKEND={one.info['backend']} REVMUX_DTYPE={one.info['dtype']}"
     asked = f"--bundle {Path(bundle).name} --data {data.name} --rounds {rounds} --seconds {seconds:g}"
-    asked += f" --concurrency {concurrency} --inputs {inputs} --out OUT"
-    command = f"{settings} python -m loadtest.overhead {asked}"
-    report.write(Report(command, describe_machine(), concurrency, inputs, seconds, offline, beside_floor, visits), out)
+    asked += f" --concurrency {concurrency} --inputs {inputs}" + "".join(f" {word}" for word in pool)
+    command = f"{settings} python -m loadtest.overhead {asked} --out OUT"
+    machine = describe_machine()
+    cores = min(threads or machine.cores, machine.cores) if one.info["device"] == "cpu" else 0
+    report.write(Report(command, machine, cores, concurrency, inputs, seconds, offline, beside_floor, visits), out)
     say(f"wrote {out / 'overhead.md'}")
 
 
-def _alone(source: list[str], server: Server, data: Path, text_column: str | None, logs: Path) -> float:
+def _alone(options: list[str], server: Server, data: Path, text_column: str | None, logs: Path) -> float:
     """Sentences a second of the engine alone on the plain path, as `server` runs it and in batches as large."""
     info = server.info
-    options = [*source, "--data", str(data), *(["--text-column", text_column] if text_column is not None else [])]
+    options = [*options, "--data", str(data), *(["--text-column", text_column] if text_column is not None else [])]
     options += ["--width", "1", "--batch-tokens", str(info["limits"]["max_batch_tokens"])]
     options += ["--backend", info["backend"], "--dtype", info["dtype"], "--device", info["device"]]
     (row,) = measure("width", options, BENCH_ROUNDS, logs / "bench.log")

@@ -20,11 +20,13 @@ REQUESTS_A_SECOND = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`offline` are the engine's own sentences a second, `beside_floor` those while `FLOOR` answers as many requests as
-    `ONE` did, `visits` those to the servers `ONE`, `FRONT` and `FLOOR`: one a round."""
+    """`cores` are those that the model computes on, 0: it has a GPU. `offline` are the engine's own sentences a second,
+    `beside_floor` those while `FLOOR` answers as many requests as `ONE` did, `visits` those to the servers `ONE`,
+    `FRONT` and `FLOOR`: one a round."""
 
     command: str
     machine: Machine
+    cores: int
     concurrency: int
     inputs: int
     seconds: float
@@ -43,12 +45,17 @@ def write(report: Report, folder: Path) -> None:
 
 def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
     machine, offline = report.machine, median(report.offline)
+    shared = report.cores == machine.cores
+    whose = "" if shared else f"; the model computes on {_cores(report.cores)}"
+    each = f", {_exact(report.cores / offline)} ms of {_cores(report.cores)} each" if report.cores else ""
     one, front, floor = (medians[name] for name in (ONE, FRONT, FLOOR))
     saturated = [
         (
             name,
             f"{own.rate:,.1f}",
-            *("-" if name == FLOOR else share(value) for value in (_of_offline(report, name), _most(own, own))),
+            # Of each round's, so that a drift of the machine's speed cancels out.
+            "-" if name == FLOOR else _spread(_ratios([visit.rate for visit in report.visits[name]], report.offline)),
+            "-" if name == FLOOR or not shared else share(_most(own, own)),
             *(_exact(spent) for spent in (own.front_end, own.loop, own.device, own.generator)),
             f"{own.cores:.2f}",
         )
@@ -62,7 +69,7 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "# What serving costs beside the model",
         f"`{report.command}`",
         f"{machine.cpu}, {machine.cores} cores, {size(machine.memory_bytes)} of memory ({machine.system}, Python "
-        f"{machine.python}), which engine, servers and load generator share. All are measured in turn, "
+        f"{machine.python}), which engine, servers and load generator share{whose}. All are measured in turn, "
         f"{len(report.offline)} rounds, {_texts(report.inputs)} a request, {report.seconds:g} s a run; figures are "
         "medians over rounds. *floor* is uvicorn that reads a request, cuts its texts into tokens and sends an answer "
         "of the usual size, always the same (`loadtest/overhead/floor.py`).",
@@ -70,21 +77,14 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
         "Milliseconds of processor time a text. *engine's loop* is the main thread of the process with the model "
         "(in one process it speaks HTTP as well, and with OpenVINO it computes brief batches), *device* that process's "
         "other threads, *front end* all other processes. The engine alone (`revmux bench`) does "
-        f"{offline:,.1f} sentences a second, {_exact(machine.cores / offline)} ms of these cores each.",
+        f"{offline:,.1f} sentences a second{each}.",
         table(("server", "texts/s", "of offline", "at most", *_PARTS, "generator", "cores busy"), saturated),
         *_generator_verdict(medians),
-        "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
-        "H + G), with E the device's time a text, H that of front end and engine's loop, G the generator's. With H "
-        f"and G of the floor and E of one process it is {share(_most(one, floor))}. With the generator elsewhere it is "
-        f"{share(_most(one, one, 0))}, at the floor {share(_most(one, floor, 0))}. What *of offline* lacks of it are "
-        "cores that are not busy, and a device that takes longer a text than alone. The floor's times are the least: "
-        "its caches are warm, and it reads many requests a wake-up. The generator, whose work is the same in all rows, "
-        "shows how much that is.",
-        "So it was measured as well: while the floor answers as many requests a second as one process did, "
+        *([_at_most(one, floor)] if shared else []),
+        "The same was measured beside the floor: while the floor answers as many requests a second as one process did, "
         f"{come_together(report.concurrency)} at a time, the engine does "
-        f"**{share(median(_ratios(report.beside_floor, report.offline)))}** of what it does alone. A server of this "
-        "stack that did nothing but read, cut and write would have that left for its model here, beside the same "
-        "generator.",
+        f"**{_spread(_ratios(report.beside_floor, report.offline))}** of what it does alone. A server of this stack "
+        "that did nothing but read, cut and write would have that left for its model here, beside the same generator.",
         "## One request at a time",
         "Milliseconds, means. *request* and *inference* are the server's own (`/metrics`).",
         table(("server", "as the client saw it", "request", "inference", "request less inference"), alone),
@@ -92,6 +92,18 @@ def to_markdown(report: Report, medians: Mapping[str, Visit]) -> str:
     if report.inputs == 1:
         parts += _many(front, floor)
     return "\n\n".join(parts) + "\n"
+
+
+def _at_most(one: Visit, floor: Visit) -> str:
+    return (
+        "*At most* is the share of the engine's own throughput that is left for it where all share the cores: E / (E + "
+        "H + G), with E the device's time a text, H that of front end and engine's loop, G the generator's. With H "
+        f"and G of the floor and E of one process it is {share(_most(one, floor))}. With the generator elsewhere it is "
+        f"{share(_most(one, one, 0))}, at the floor {share(_most(one, floor, 0))}. What *of offline* lacks of it are "
+        "cores that are not busy, and a device that takes longer a text than alone. The floor's times are the least: "
+        "its caches are warm, and it reads many requests a wake-up. The generator, whose work is the same in all rows, "
+        "shows how much that is."
+    )
 
 
 def _many(front: Visit, floor: Visit) -> list[str]:
@@ -118,13 +130,13 @@ def _many(front: Visit, floor: Visit) -> list[str]:
 _PARTS = ("front end", "engine's loop", "device")
 
 
-def _of_offline(report: Report, name: str) -> float:
-    """The median of the rounds' ratios, so that a drift of the machine's speed cancels out."""
-    return median(_ratios([visit.rate for visit in report.visits[name]], report.offline))
-
-
 def _ratios(own: Sequence[float], alone: Sequence[float]) -> list[float]:
     return [mine / its for mine, its in zip(own, alone, strict=True)]
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    """The median of the rounds', and the least and the most."""
+    return f"{share(median(ratios))} ({share(min(ratios))} to {share(max(ratios))})"
 
 
 def _most(model: Visit, rest: Visit, generator: float | None = None) -> float:
@@ -136,6 +148,10 @@ def _generator_verdict(medians: Mapping[str, Visit]) -> list[str]:
     limited = [name for name, own in medians.items() if own.rate * own.generator > MAX_CPU_SHARE]
     text = "**The load generator was a bottleneck** of {}: its texts/s are no limit of the server, its times hold."
     return [text.format(", ".join(limited))] if limited else []
+
+
+def _cores(number: int) -> str:
+    return {0: "a GPU", 1: "one of the cores"}.get(number, f"{number} of the cores")
 
 
 def _texts(inputs: int) -> str:

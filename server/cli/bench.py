@@ -58,17 +58,24 @@ def bench(
     device: PlaceOption = "auto",
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads for the model; PyTorch decides by default.", min=1)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sequences a second of the engine alone, per width and early exit, beside the ideal, and the memory of a run.
 
     Of repeated options every combination is timed, all in turn.
     """
+    import torch
+
     from revmux_core.backends.select import choose_dtype
     from revmux_core.benchmark import SAMPLE_TEXTS, Load
     from revmux_core.offline import BATCH_TOKENS
     from revmux_core.shapes import matrix_rate, peak_bytes, random_classifier, random_tokens, shape_of
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     batches = batch_tokens or [BATCH_TOKENS]
     if shape is None:
         examples = read(data or SAMPLE_TEXTS, text_column, None, None)
