@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 
-from loadtest.client import MAX_CONNECTIONS, Client
+from loadtest.client import MAX_CONNECTIONS
+from loadtest.generators import Generators, generators
 from loadtest.measure import Summary, generator_limits, summarize
-from loadtest.workload import DataError, Sample, read_samples, shuffled
+from loadtest.workload import DataError, Sample, read_samples
 
 HEAD = ("in flight", "requests", "answers/s", "p50", "p95", "p99", "escalated", "errors")
 
@@ -23,8 +22,11 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, max=3600, help="Length of one run.")] = 20,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight; repeatable. Default: 1, 8 and 64."),
+        typer.Option(min=1, help=f"Requests in flight, {MAX_CONNECTIONS} a process; repeatable. Default: 1, 8 and 64."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Load generators: one bears some 14,000 requests a second.")
+    ] = 1,
     api_key: Annotated[
         str | None, typer.Option(envvar="LOADTEST_API_KEY", help="Key of a server that asks for one.")
     ] = None,
@@ -33,6 +35,11 @@ def main(
 
     Exit codes: 0 done, 1 a request failed other than with 429 or 504 (too much load), 2 the data cannot be used.
     """
+    concurrencies = concurrency or [1, 8, 64]
+    if max(concurrencies) > MAX_CONNECTIONS * processes:
+        needed = -(-max(concurrencies) // MAX_CONNECTIONS)
+        print(f"error: {max(concurrencies)} in flight take --processes {needed} or more", file=sys.stderr)
+        raise typer.Exit(2)
     try:
         samples = read_samples(data)
     except DataError as error:
@@ -40,24 +47,25 @@ def main(
         raise typer.Exit(2) from error
     print_row(HEAD)
     print_row(["---:"] * len(HEAD))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        failed = runner.run(drive(port, samples, concurrency or [1, 8, 64], seconds, api_key or None))
+    with generators(processes) as load:
+        failed = drive(load, port, samples, concurrencies, seconds, api_key or None)
     if failed:
         print(f"error: {failed} requests failed; the table counts them by status", file=sys.stderr)
         raise typer.Exit(1)
 
 
-async def drive(port: int, samples: list[Sample], concurrencies: list[int], seconds: float, api_key: str | None) -> int:
+def drive(
+    load: Generators, port: int, samples: list[Sample], concurrencies: list[int], seconds: float, api_key: str | None
+) -> int:
     """Prints a row a run; the number of requests that failed unexpectedly."""
     failed = 0
-    async with Client(port, [sample.text for sample in samples], api_key=api_key) as client:
-        for seed, concurrency in enumerate(concurrencies):
-            run = await client.closed_loop(shuffled(len(samples), seed), concurrency, seconds)
-            summary = summarize(run, [None] * len(samples), {})
-            print_row(_cells(concurrency, summary))
-            for limit in generator_limits(summary):
-                print(f"warning: the load generator was a bottleneck: {limit}", file=sys.stderr)
-            failed += summary.unexpected_errors
+    for seed, concurrency in enumerate(concurrencies):
+        run = load.closed_loop(port, [sample.text for sample in samples], concurrency, seconds, seed, api_key)
+        summary = summarize(run, [None] * len(samples), {})
+        print_row(_cells(concurrency, summary))
+        for limit in generator_limits(summary):
+            print(f"warning: the load generator was a bottleneck: {limit}", file=sys.stderr)
+        failed += summary.unexpected_errors
     return failed
 
 

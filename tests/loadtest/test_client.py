@@ -1,8 +1,10 @@
 import asyncio
+import sys
 
 import pytest
 
 from loadtest.client import Client
+from loadtest.generators import generators, shares_of
 from loadtest.measure import OK, percentile
 from loadtest.workload import shuffled
 
@@ -51,6 +53,56 @@ async def test_closed_loop_ends_with_its_order(serve):
         run = await client.closed_loop(iter(range(5)), concurrency=2, seconds=30)
     assert sorted(o.sample for o in run.outcomes) == [0, 1, 2, 3, 4]
     assert run.seconds < 5
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_processes_share_what_is_in_flight(serve, processes):
+    open_now, seen = 0, []
+
+    async def slow(text: str) -> tuple[str, str]:
+        nonlocal open_now
+        open_now += 1
+        seen.append(open_now)
+        await asyncio.sleep(0.05)
+        open_now -= 1
+        return text, "n1-l6"
+
+    def drive() -> None:
+        with generators(processes) as load:
+            run = load.closed_loop(port, ["zero", "one", "two"], concurrency=3, seconds=0.4, seed=7)
+        assert len(run.outcomes) == len(seen)
+        assert all(o.label == ["zero", "one", "two"][o.sample] for o in run.outcomes)
+        assert run.seconds == 0.4
+        assert 0 < run.cpu_share < 1
+
+    port = await serve(slow)
+    await asyncio.to_thread(drive)
+    # Each alone would have two at most.
+    assert max(seen) == 3
+
+
+def test_shares_of_what_is_in_flight():
+    assert shares_of(7, 3) == [3, 2, 2]
+    assert shares_of(1, 2) == [1, 0]
+
+
+async def test_drive_prints_a_row_a_run(serve, tmp_path):
+    async def echo(text: str) -> tuple[str, str]:
+        return text, "n1-l6"
+
+    (tmp_path / "texts.txt").write_text("good\nbad\n")
+    command = [sys.executable, "-m", "loadtest.drive", "--data", str(tmp_path / "texts.txt"), "--seconds", "0.5"]
+    command += ["--port", str(await serve(echo)), "--processes", "2", "--concurrency", "2", "--concurrency"]
+    for most, ended in (("4", 0), ("2000", 2)):
+        process = await asyncio.create_subprocess_exec(*command, most, stdout=-1, stderr=-1)
+        out, errors = await process.communicate()
+        assert process.returncode == ended, errors
+        if ended:
+            assert b"2000 in flight take --processes 4" in errors
+        else:
+            rows = out.decode().splitlines()
+            assert [row.split(" | ")[0] for row in rows[2:]] == ["| 2", "| 4"]
+            assert all(row.endswith("| 0 |") for row in rows[2:])
 
 
 async def test_open_loop_counts_from_the_intended_send_time(serve):
