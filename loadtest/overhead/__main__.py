@@ -43,7 +43,7 @@ def main(
     concurrency: Annotated[int, typer.Option(min=1, max=MAX_CONNECTIONS, help="Requests in flight to saturate.")] = 64,
     inputs: Annotated[int, typer.Option(min=1, max=MOST_INPUTS, help="Texts a request.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads for the model, of which fewer than cores leave HTTP its own.")
+        int | None, typer.Option(min=1, help="CPU threads for the model: fewer than cores leave HTTP one of its own.")
     ] = None,
 ) -> None:
     """Serve BUNDLE plainly, in one process and behind a front end, and its tokenizer without any model; drive all three
