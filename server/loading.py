@@ -17,7 +17,7 @@ from revmux_core.cascade import Quality
 from revmux_core.manifest import CascadeEntry
 from revmux_core.points import OperatingPoint
 from revmux_core.tokenization import TextTokenizer
-from server.adaptive import AdaptiveMenu, CostModel, ladder
+from server.adaptive import AdaptiveMenu, CostModel, ladders
 from server.admission import QueueLimits
 from server.batcher import Batcher
 from server.device_memory import MemoryWatch
@@ -116,15 +116,16 @@ def load_model(
     if classifier.executor.backend == "openvino":
         # In PyTorch a later step costs far less than a batch's start: 0.91 times as many requests with this.
         menu = replace(menu, step_tokens=costs.start_tokens(menu.plain))
-    rungs = ladder(menu, costs, max_batch_tokens, length)
+    guaranteed, fast = ladders(menu, costs, max_batch_tokens, length)
     adaptive = AdaptiveMenu.fixed(menu)
     if follows_load:
-        adaptive = AdaptiveMenu(rungs, max_batch_tokens, PATIENCE_BATCHES * rungs[0].seconds(max_batch_tokens))
+        patience = PATIENCE_BATCHES * fast[0].seconds(max_batch_tokens)
+        adaptive = AdaptiveMenu(guaranteed, fast, max_batch_tokens, patience)
     target = None if manifest.calibration is None else manifest.calibration.target
     guards = Guards(target, settings.shadow_share, _reporter(metrics))
     share = settings.tenant_share if len(settings.api_keys) > 1 else 1.0
     limits = QueueLimits(settings.max_queue_items, settings.max_queue_tokens, share)
-    speed = max_batch_tokens / rungs[-1].seconds(max_batch_tokens)
+    speed = max_batch_tokens / min(rungs[-1].seconds(max_batch_tokens) for rungs in (guaranteed, fast))
     batcher = Batcher(engine, menu, adaptive, max_batch_tokens, limits, metrics, guards, speed, settings.mux_scope)
     facts = _describe(bundle, menu, quality, max_batch_tokens)
     memory = None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from revmux_core.cascade import Cascade
 from revmux_core.points import OperatingPoint
-from server.adaptive import AdaptiveMenu, CostModel, Rung, Timing, ladder
+from server.adaptive import AdaptiveMenu, CostModel, Rung, Timing, ladders
 from server.planner import Menu
 
 LAYERS = 6
@@ -27,13 +27,18 @@ RUNGS = [
 PATIENCE = 0.02
 
 
+def climbing(rungs: list[Rung]) -> AdaptiveMenu:
+    """For texts that any point may answer."""
+    return AdaptiveMenu(rungs[:1], rungs, BUDGET, PATIENCE)
+
+
 def simulate(
     load: float, seconds: float = 60, seed: int = 0, most_waiting: float = math.inf
 ) -> tuple[list[int], list[float]]:
     """The rung of every batch, and every sample's wait in seconds, under Poisson arrivals of `load` x plain capacity in
     samples of 25 tokens, of which those are refused that find `most_waiting` samples waiting."""
     rng = random.Random(seed)
-    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
+    adaptive = climbing(RUNGS)
     waiting: list[float] = []
     rungs, waits = [], []
     now = arrival = 0.0
@@ -49,7 +54,7 @@ def simulate(
             now = arrival
             continue
         menu = adaptive.choose(25 * len(waiting), now)
-        rung = next(number for number, rung in enumerate(RUNGS) if rung.menu is menu)
+        rung = next(number for number, rung in enumerate(RUNGS) if rung.menu == menu)
         batch = waiting[: BUDGET // 25]
         waiting = waiting[len(batch) :]
         now += RUNGS[rung].seconds(25 * len(batch))
@@ -81,42 +86,48 @@ def test_what_a_higher_rung_could_serve_is_not_refused_for_long(load: float) -> 
 
 
 def test_a_shrinking_load_comes_down_as_far_as_what_arrives_allows() -> None:
-    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
+    adaptive = climbing(RUNGS)
     adaptive.arrived(12_000, 0.0)
-    assert adaptive.choose(12_000, 0.0) is RUNGS[2].menu
+    assert adaptive.choose(12_000, 0.0) == RUNGS[2].menu
     # The queue is short again, but so much arrives that the plain path would fall behind; then less and less does.
-    assert adaptive.choose(100, 0.01) is RUNGS[2].menu
-    assert adaptive.choose(100, 0.1) is RUNGS[1].menu
-    assert adaptive.choose(100, 0.5) is RUNGS[0].menu
+    assert adaptive.choose(100, 0.01) == RUNGS[2].menu
+    assert adaptive.choose(100, 0.1) == RUNGS[1].menu
+    assert adaptive.choose(100, 0.5) == RUNGS[0].menu
 
 
 def test_a_lone_sample_after_a_pause_runs_plain() -> None:
-    adaptive = AdaptiveMenu(RUNGS, BUDGET, PATIENCE)
+    adaptive = climbing(RUNGS)
     adaptive.arrived(40_000, 0.0)
     adaptive.choose(40_000, 0.0)
-    assert adaptive.choose(25, 5.0) is RUNGS[0].menu
+    assert adaptive.choose(25, 5.0) == RUNGS[0].menu
 
 
 @pytest.mark.parametrize(("tokens", "rung"), [(100, 0), (300, 0), (500, 1), (5000, 1)])
 def test_what_is_too_little_for_a_cascade_to_gain_runs_plain_however_long_it_takes(tokens: int, rung: int) -> None:
     # 300 tokens take 31 ms plainly and 35 ms so, 500 take 51 and 45.
     rungs = [RUNGS[0], Rung(Menu((EXIT, PLAIN)), 0.02, 1 / 20_000)]
-    assert AdaptiveMenu(rungs, BUDGET, PATIENCE).choose(tokens, 0.0) is rungs[rung].menu
+    assert climbing(rungs).choose(tokens, 0.0) == rungs[rung].menu
 
 
-def test_the_ladder_goes_from_plain_to_everything() -> None:
+def test_ladders_go_from_plain_to_everything() -> None:
     costs = CostModel({PLAIN: (0, 1e-4, 0), TWO: (0, 0.75e-4, 0), EXIT: (0, 0.5e-4, 0)})
     exits, two = Cascade((EXIT,), (0.9,), LAYERS), Cascade((TWO,), (0.9,), LAYERS)
     expected = {1: 0.6, 2: 0.8}
-    menu = Menu((EXIT, PLAIN), (exits, two), costs=expected)
-    rungs = ladder(menu, costs, BUDGET, 32)
-    assert [rung.menu for rung in rungs] == [
-        Menu((PLAIN,)),
-        Menu((PLAIN,), (two,), costs=expected),
-        Menu((PLAIN,), (exits, two), costs=expected),
-        menu,
+    menu = Menu((EXIT, TWO, PLAIN), (exits, two), costs=expected)
+    guaranteed, fast = ladders(menu, costs, BUDGET, 32)
+    assert [(rung.menu.fast, rung.menu.cascades) for rung in guaranteed] == [
+        ((PLAIN,), ()),
+        ((PLAIN,), (two,)),
+        ((PLAIN,), (exits, two)),
     ]
-    assert [rung.seconds(BUDGET) / BUDGET for rung in rungs] == pytest.approx([1e-4, 0.8e-4, 0.6e-4, 0.5e-4])
+    assert [(rung.menu.fast, rung.menu.cascades) for rung in fast] == [
+        ((PLAIN,), ()),
+        ((TWO, PLAIN), ()),
+        ((EXIT, TWO, PLAIN), ()),
+    ]
+    assert all(rung.menu.costs == expected for rung in (*guaranteed, *fast))
+    assert [rung.seconds(BUDGET) / BUDGET for rung in guaranteed] == pytest.approx([1e-4, 0.8e-4, 0.6e-4])
+    assert [rung.seconds(BUDGET) / BUDGET for rung in fast] == pytest.approx([1e-4, 0.75e-4, 0.5e-4])
 
 
 @pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.039, 2), (0.041, 1)])
@@ -124,7 +135,23 @@ def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fix
     # Of the 100 ms of a plain batch's layers the cascade's take 60; it has two steps, each with a start like plain's.
     costs = CostModel({PLAIN: (fixed, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
     menu = Menu((PLAIN,), (Cascade((EXIT,), (0.9,), LAYERS),), costs={1: 0.6})
-    assert len(ladder(menu, costs, BUDGET, 32)) == rungs
+    assert list(map(len, ladders(menu, costs, BUDGET, 32))) == [rungs, 1]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 0.2)), min_size=1, max_size=20))
+def test_what_is_fast_for_others_keeps_nobody_from_a_cascade(batches: list[tuple[int, float]]) -> None:
+    # An exit that anybody else may take is twice as fast as the cascade that begins with it, and starts at once.
+    costs = CostModel({PLAIN: (0.001, 1e-4, 0), EXIT: (0.001, 0.3e-4, 0)})
+    cascade = Cascade((EXIT,), (0.9,), LAYERS)
+    guaranteed, fast = ladders(Menu((EXIT, PLAIN), (cascade,), costs={1: 0.8}), costs, BUDGET, 32)
+    both, alone = (AdaptiveMenu(guaranteed, other, BUDGET, PATIENCE) for other in (fast, fast[:1]))
+    now = 0.0
+    for tokens, passed in batches:
+        now += passed
+        for adaptive in (both, alone):
+            adaptive.arrived(tokens, now)
+        assert both.choose(tokens, now).cascades == alone.choose(tokens, now).cascades
+    assert AdaptiveMenu(guaranteed, fast, BUDGET, PATIENCE).choose(BUDGET, 0.0).cascades == (cascade,)
 
 
 @given(

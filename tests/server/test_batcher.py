@@ -310,11 +310,11 @@ async def test_a_crowd_is_multiplexed_though_it_is_refused_and_a_lone_sample_is_
     waiting: int, refused: int, width: int
 ) -> None:
     device = ManualDevice()
-    rungs = [Rung(Menu((PLAIN,)), 0, 0.01), Rung(MENU, 0, 0.005)]
+    plain = Rung(Menu((PLAIN,)), 0, 0.01)
     batcher = Batcher(
         device,
         MENU,
-        AdaptiveMenu(rungs, BUDGET, patience=0.2),
+        AdaptiveMenu([plain], [plain, Rung(MENU, 0, 0.005)], BUDGET, patience=0.2),
         BUDGET,
         QueueLimits(waiting, 10**6),
         Metrics("test"),
