@@ -118,10 +118,10 @@ def ladders(menu: Menu, costs: CostModel, budget: int, length: int) -> tuple[lis
         cascades.append((cascade, sum(starts) + plain_start, first_token + plain_token * rest))
     points = [(point, *alone(point)) for point in menu.fast[:-1]]
     plain = Rung(allow_points(()), plain_start, plain_token)
-    return _climb(plain, cascades, allow_cascades, budget), _climb(plain, points, allow_points, budget)
+    return _ladder(plain, cascades, allow_cascades, budget), _ladder(plain, points, allow_points, budget)
 
 
-def _climb(
+def _ladder(
     plain: Rung, choices: Sequence[tuple[Choice, float, float]], allow: Callable[[Sequence[Choice]], Menu], budget: int
 ) -> list[Rung]:
     """The ladder of `choices`, each with what a batch takes before its first token and for each."""
