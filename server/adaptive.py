@@ -112,10 +112,11 @@ def ladders(menu: Menu, costs: CostModel, budget: int, length: int) -> tuple[lis
     for cascade in menu.cascades:
         starts, (first_token, *_) = zip(*map(alone, cascade.points), strict=True)
         # The first point as it was measured; what is escalated runs frozen layers, at the plain path's speed, but every
-        # step costs what a batch does before its first token. On a CPU whose products are fast that is as much as a
-        # cascade saves.
+        # step costs what a batch does before its first token, unless they cost nothing to begin (`Menu.step_tokens`).
+        # On a CPU whose products are fast that is as much as a cascade saves.
         rest = max(menu.costs[cascade.width] - cascade.points[0].ideal_cost(layers), 0.0)
-        cascades.append((cascade, sum(starts) + plain_start, first_token + plain_token * rest))
+        start = sum(starts) + plain_start if menu.step_tokens else starts[0]
+        cascades.append((cascade, start, first_token + plain_token * rest))
     points = [(point, *alone(point)) for point in menu.fast[:-1]]
     plain = Rung(allow_points(()), plain_start, plain_token)
     return _ladder(plain, cascades, allow_cascades, budget), _ladder(plain, points, allow_points, budget)

@@ -130,11 +130,15 @@ def test_ladders_go_from_plain_to_everything() -> None:
     assert [rung.seconds(BUDGET) / BUDGET for rung in fast] == pytest.approx([1e-4, 0.75e-4, 0.5e-4])
 
 
-@pytest.mark.parametrize(("fixed", "rungs"), [(0.0, 2), (0.039, 2), (0.041, 1)])
-def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(fixed: float, rungs: int) -> None:
+@pytest.mark.parametrize(
+    ("fixed", "step_tokens", "rungs"), [(0.0, 1.0, 2), (0.039, 1.0, 2), (0.041, 1.0, 1), (0.041, 0.0, 2)]
+)
+def test_a_cascade_whose_steps_cost_more_to_begin_than_they_save_has_no_rung(
+    fixed: float, step_tokens: float, rungs: int
+) -> None:
     # Of the 100 ms of a plain batch's layers the cascade's take 60; it has two steps, each with a start like plain's.
     costs = CostModel({PLAIN: (fixed, 1e-4, 0), EXIT: (fixed, 0.5e-4, 0)})
-    menu = Menu((PLAIN,), (Cascade((EXIT,), (0.9,), LAYERS),), costs={1: 0.6})
+    menu = Menu((PLAIN,), (Cascade((EXIT,), (0.9,), LAYERS),), costs={1: 0.6}, step_tokens=step_tokens)
     assert list(map(len, ladders(menu, costs, BUDGET, 32))) == [rungs, 1]
 
 
