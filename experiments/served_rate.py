@@ -13,7 +13,6 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import typer
@@ -27,13 +26,14 @@ from loadtest.measure import generator_limits, summarize
 from loadtest.overhead.costs import by_part
 from loadtest.overhead.drive import engine_of
 from loadtest.processes import thread_seconds
+from loadtest.report import milliseconds
 from loadtest.servers import Server, raise_errors, running
 from loadtest.workload import read_samples
 
 HEAD = (
     "front ends",
     "requests/s",
-    "p50",
+    "p50, ms",
     "front ends' cores",
     "the engine's loop's",
     "its other threads'",
@@ -82,11 +82,10 @@ def main(
                 found = summarize(run, [None] * len(texts), {})
                 if found.errors:
                     raise RuntimeError(f"requests were not answered: {found.errors}")
-                latency = median(outcome.latency for outcome in run.outcomes)
                 # A run's last answers come after its time.
                 cores = [part / len(run.outcomes) * found.throughput for part in spent]
                 shares = [f"{share:.2f}" for share in (*cores, found.cpu_share)]
-                print_row([f"{count}", f"{found.throughput:,.0f}", f"{1e3 * latency:.0f} ms", *shares])
+                print_row([f"{count}", f"{found.throughput:,.0f}", milliseconds(found.p50_seconds), *shares])
                 for limit in generator_limits(found):
                     say(f"warning: a load generator was a bottleneck: {limit}")
         for count in servers:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loadtest.client import MAX_CONNECTIONS
+from loadtest.command import say
 from loadtest.generators import Generators, generators
 from loadtest.measure import Summary, generator_limits, summarize
 from loadtest.workload import DataError, Sample, read_samples
@@ -38,19 +38,19 @@ def main(
     concurrencies = concurrency or [1, 8, 64]
     if max(concurrencies) > MAX_CONNECTIONS * processes:
         needed = -(-max(concurrencies) // MAX_CONNECTIONS)
-        print(f"error: {max(concurrencies)} in flight take --processes {needed} or more", file=sys.stderr)
+        say(f"error: {max(concurrencies)} in flight take --processes {needed} or more")
         raise typer.Exit(2)
     try:
         samples = read_samples(data)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         raise typer.Exit(2) from error
     print_row(HEAD)
     print_row(["---:"] * len(HEAD))
     with generators(processes) as load:
         failed = drive(load, port, samples, concurrencies, seconds, api_key or None)
     if failed:
-        print(f"error: {failed} requests failed; the table counts them by status", file=sys.stderr)
+        say(f"error: {failed} requests failed; the table counts them by status")
         raise typer.Exit(1)
 
 
@@ -64,7 +64,7 @@ def drive(
         summary = summarize(run, [None] * len(samples), {})
         print_row(_cells(concurrency, summary))
         for limit in generator_limits(summary):
-            print(f"warning: the load generator was a bottleneck: {limit}", file=sys.stderr)
+            say(f"warning: the load generator was a bottleneck: {limit}")
         failed += summary.unexpected_errors
     return failed
 
